@@ -1,0 +1,40 @@
+# make demo   set up, run the main job on the built-in example, show what came out
+# make test   set up, check style, run the tests
+# make bench  write the figures that the README quotes (an hour; nothing else should run)
+
+PYTHON  ?= python3.11
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.ready
+export POCKETBERT_DATA ?= ../shared/data
+
+.PHONY: setup demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+setup: $(STAMP)
+
+# The CPU build of torch is asked for first: the plain version drags in gigabytes of CUDA where both are offered.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu" 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/pocketbert run demo --out out/demo
+	$(BIN)/pocketbert verify out/demo/bundle
+	$(BIN)/pocketbert predict out/demo/bundle "wake me up at half past six please"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/clinc150.py
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,485 @@
+"""Measure one model file on the machine this runs on, after a proof that its outputs are right.
+
+::
+
+    python agent.py JOB.json          prints exactly one JSON document on stdout; logs of the runtimes go to stderr
+
+Self-contained: the standard library, numpy, and one of onnxruntime, ai-edge-litert, tflite-runtime. Python >= 3.9.
+
+The job: ``{"model": path, "format": "onnx"|"tflite", "threads": int, "cores": [int]|null, "inputs": path of .npz,
+"mode": "latency"|"memory"|"info", "golden": path of .npz|null, "tolerance": float, "cases": [{"case": "texts"} |
+{"case": "length", "length": int}], "warmup": {"window": int, "tolerance": float, "max_seconds": float},
+"min_inferences": int, "min_seconds": float}``. A case may carry a "min_inferences" of its own. Mode memory reads no key
+after "tolerance"; mode info none but "mode".
+Inputs hold token ids with special tokens: ``ids`` int32 flat and ``offsets`` int64 [N+1]; golden also ``logits`` [N, C].
+
+The answer: ``runtime``, ``conditions``, and ``load_ms``, ``first_inference_ms``, ``cases`` or ``memory``; or
+``{"error": {"kind", "message"}}`` with the exit code of its kind. A signal that cannot be read is null, never 0.
+
+What it does not do: time a model whose golden outputs are wrong; subtract the cost of calling a runtime from Python;
+time and read memory in one process; merge or compare runs; open a connection; change governors or clocks.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path("/")
+SIGNATURE_PREFIX = "serving_"
+EXIT_CODES = {
+    "internal": 1, "bad_job": 2, "missing_runtime": 2, "too_long": 2, "wrong_output": 3, "unreadable_model": 5,
+    "failed_inference": 5,
+}  # fmt: skip
+BASE_KEYS = ("model", "format", "threads", "cores", "inputs", "golden", "tolerance")
+JOB_KEYS = {"info": (), "memory": BASE_KEYS, "latency": (*BASE_KEYS, "cases", "warmup", "min_inferences", "min_seconds")}
+ISA_FLAGS = (
+    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
+    "amx_bf16", "neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "svei8mm", "sme",
+)  # fmt: skip
+
+
+class AgentError(Exception):
+    """A measurement that was refused or could not be made; ``kind`` is a key of ``EXIT_CODES``."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def main(arguments: list[str]) -> int:
+    answer_fd = os.dup(1)  # kept for the answer alone: native libraries print to fd 1 whenever they like
+    os.dup2(2, 1)
+    code = 0
+    try:
+        answer = run_job(read_job(arguments))
+    except AgentError as error:
+        answer, code = {"error": {"kind": error.kind, "message": str(error)}}, EXIT_CODES[error.kind]
+    except Exception as error:  # the caller reads JSON, so it is told in JSON
+        traceback.print_exc()
+        answer, code = {"error": {"kind": "internal", "message": f"{type(error).__name__}: {error}"}}, EXIT_CODES["internal"]
+    document = json.dumps(answer, allow_nan=False)
+    with os.fdopen(answer_fd, "w", encoding="ascii") as stream:
+        stream.write(document + "\n")
+    return code
+
+
+# --- the job ------------------------------------------------------------------------------------------------------
+
+
+def read_job(arguments: list[str]) -> dict:
+    if len(arguments) != 1:
+        raise AgentError("bad_job", "usage: python agent.py JOB.json")
+    try:
+        job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AgentError("bad_job", f"{arguments[0]}: cannot be read as a job: {error}") from error
+    if not isinstance(job, dict) or job.get("mode") not in JOB_KEYS:
+        raise AgentError("bad_job", f"{arguments[0]}: a job is an object with a mode of {', '.join(JOB_KEYS)}")
+    missing = [key for key in JOB_KEYS[job["mode"]] if key not in job]
+    if missing:
+        raise AgentError("bad_job", f"{arguments[0]}: the job lacks {', '.join(missing)}")
+    return job
+
+
+def run_job(job: dict) -> dict:
+    if job["mode"] == "info":
+        return {"conditions": read_conditions(ROOT, None), "formats": installed_formats()}
+    if job["format"] not in MODELS:
+        raise AgentError("bad_job", f"format {job['format']!r} is none of {', '.join(MODELS)}")
+    if not os.path.isfile(job["model"]):
+        raise AgentError("bad_job", f"{job['model']}: no such file")
+    if job["cores"] is not None:
+        pin(job["cores"])  # before the imports, because libraries start their threads there
+    runtime, runtime_name = import_runtime(job["format"])
+    texts = read_texts(job["inputs"])
+    golden = None if job["golden"] is None else (read_texts(job["golden"]), read_array(job["golden"], "logits"))
+    if golden is not None and len(golden[0]) != len(golden[1]):
+        raise AgentError("bad_job", f"{job['golden']}: {len(golden[0])} texts but {len(golden[1])} rows of logits")
+    answer = {"runtime": runtime_name, "conditions": read_conditions(ROOT, runtime_name)}
+    measure = measure_memory if job["mode"] == "memory" else measure_latency
+    answer["conditions"]["before"] = read_state(ROOT)
+    answer.update(measure(job, runtime, texts, golden))
+    answer["conditions"]["after"] = read_state(ROOT)
+    return answer
+
+
+def read_texts(path: str) -> list:
+    """Texts as int arrays [n_tokens] of an .npz with ``ids`` and ``offsets``."""
+    ids, offsets = read_array(path, "ids"), read_array(path, "offsets")
+    lengths = offsets[1:] - offsets[:-1]
+    if len(lengths) == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or lengths.min() < 1:
+        raise AgentError("bad_job", f"{path}: offsets must rise from 0 to the {len(ids)} ids, one text or more")
+    return [ids[start:end] for start, end in zip(offsets[:-1], offsets[1:])]
+
+
+def read_array(path: str, name: str):
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
+    except (OSError, ValueError, KeyError) as error:
+        raise AgentError("bad_job", f"{path}: no array {name!r} can be read: {error}") from error
+
+
+def pin(cores: list[int]) -> None:
+    """Run on ``cores`` only, with every thread started from now on."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise AgentError("bad_job", f"{platform.system()} cannot pin to cores; leave cores out")
+    try:
+        os.sched_setaffinity(0, cores)
+        refused = os.sched_getaffinity(0) != set(cores)
+    except (OSError, ValueError, TypeError):
+        refused = True
+    if refused:
+        raise AgentError("bad_job", f"cannot pin to cores {cores}; this process may use {read_affinity()}")
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+class OnnxModel:
+    """onnxruntime on the CPU, batch 1; a text runs at its own length."""
+
+    def __init__(self, path: str, threads: int, onnxruntime) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._inputs = [item.name for item in self._session.get_inputs()]
+        check_names(path, self._inputs, [item.name for item in self._session.get_outputs()])
+
+    def computed_length(self, length: int) -> int:
+        """Tokens that are computed for a text of ``length`` tokens."""
+        return length
+
+    def feed(self, ids):
+        """What :meth:`run` takes for one text int [n_tokens]."""
+        return make_feed(self._inputs, ids, len(ids), "int64")
+
+    def run(self, feed):
+        """Logits [1, C]."""
+        return self._session.run(["logits"], feed)[0]
+
+
+class TfliteModel:
+    """LiteRT or tflite-runtime; a text runs in the smallest signature ``serving_N`` that holds it, padded with zeros."""
+
+    def __init__(self, path: str, threads: int, interpreter_class) -> None:
+        self._interpreter = interpreter_class(model_path=path, num_threads=threads)
+        names = [name for name in self._interpreter.get_signature_list() if name.startswith(SIGNATURE_PREFIX)]
+        if not names:
+            raise AgentError("unreadable_model", f"{path}: no signature {SIGNATURE_PREFIX}N")
+        runners = {int(name[len(SIGNATURE_PREFIX) :]): self._interpreter.get_signature_runner(name) for name in names}
+        self._path, self._buckets = path, sorted(runners)
+        self._runners = {n: (runner, list(runner.get_input_details())) for n, runner in runners.items()}
+        for runner, inputs in self._runners.values():
+            check_names(path, inputs, list(runner.get_output_details()))
+
+    def computed_length(self, length: int) -> int:
+        for bucket in self._buckets:
+            if bucket >= length:
+                return bucket
+        message = f"{self._path}: {length} tokens do not fit the largest bucket of {self._buckets[-1]}"
+        raise AgentError("too_long", message)
+
+    def feed(self, ids):
+        bucket = self.computed_length(len(ids))
+        runner, inputs = self._runners[bucket]
+        return runner, make_feed(inputs, ids, bucket, "int32")
+
+    def run(self, feed):
+        runner, arrays = feed
+        return runner(**arrays)["logits"]
+
+
+MODELS = {"onnx": OnnxModel, "tflite": TfliteModel}
+
+
+def check_names(path: str, inputs: list[str], outputs: list[str]) -> None:
+    known = {"input_ids", "attention_mask", "token_type_ids"}
+    if not {"input_ids", "attention_mask"} <= set(inputs) <= known or "logits" not in outputs:
+        message = f"{path}: inputs {sorted(inputs)}, outputs {sorted(outputs)}; needed: input_ids, attention_mask -> logits"
+        raise AgentError("unreadable_model", message)
+
+
+def make_feed(names: list[str], ids, length: int, dtype: str) -> dict:
+    """Arrays [1, length]: ids, a mask with ones where there are ids, and token types 0."""
+    import numpy as np
+
+    arrays = {name: np.zeros((1, length), dtype=dtype) for name in names}
+    arrays["input_ids"][0, : len(ids)] = ids
+    arrays["attention_mask"][0, : len(ids)] = 1
+    return arrays
+
+
+def import_runtime(file_format: str) -> tuple:
+    """(onnxruntime, or the Interpreter class; name with version)."""
+    try:
+        import numpy  # noqa: F401 - part of the baseline, like the runtime
+
+        if file_format == "onnx":
+            import onnxruntime
+
+            onnxruntime.disable_telemetry_events()
+            return onnxruntime, f"onnxruntime {onnxruntime.__version__}"
+        if importlib.util.find_spec("ai_edge_litert") is not None:
+            import ai_edge_litert
+            from ai_edge_litert.interpreter import Interpreter
+
+            return Interpreter, f"ai-edge-litert {getattr(ai_edge_litert, '__version__', 'unknown')}"
+        import tflite_runtime
+        from tflite_runtime.interpreter import Interpreter
+
+        return Interpreter, f"tflite-runtime {tflite_runtime.__version__}"
+    except ImportError as error:
+        raise AgentError("missing_runtime", f"no runtime for {file_format} files in {sys.executable}: {error}") from error
+
+
+def installed_formats() -> list[str]:
+    modules = {"onnx": ("onnxruntime",), "tflite": ("ai_edge_litert", "tflite_runtime")}
+    return [name for name, either in modules.items() if any(importlib.util.find_spec(m) is not None for m in either)]
+
+
+def load(job: dict, runtime):
+    try:
+        return MODELS[job["format"]](job["model"], job["threads"], runtime)
+    except AgentError:
+        raise
+    except Exception as error:  # each runtime raises a family of its own
+        raise AgentError("unreadable_model", f"{job['model']}: cannot be loaded: {error}") from error
+
+
+def infer(job: dict, model, feed):
+    try:
+        return model.run(feed)
+    except Exception as error:  # each runtime raises a family of its own
+        raise AgentError("failed_inference", f"{job['model']}: loaded, but inference failed: {error}") from error
+
+
+def check_golden(job: dict, model, golden) -> None:
+    """Refuse a model with a golden logit that is off by more than the tolerance, or not a number."""
+    import numpy as np
+
+    for number, (ids, expected) in enumerate(zip(*golden), start=1):
+        got = infer(job, model, model.feed(ids))[0]
+        worst = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("nan")
+        if not worst <= job["tolerance"]:
+            message = f"{job['model']}: golden case {number} differs by {worst:.4g}, at most {job['tolerance']:.4g} is allowed"
+            raise AgentError("wrong_output", message)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def measure_latency(job: dict, runtime, texts: list, golden) -> dict:
+    """Load and first inference, then each case; all in one process on one loaded model."""
+    start = time.perf_counter_ns()
+    model = load(job, runtime)
+    loaded = time.perf_counter_ns()
+    first = model.feed(texts[0] if golden is None else golden[0][0])
+    start_first = time.perf_counter_ns()
+    infer(job, model, first)
+    end_first = time.perf_counter_ns()
+    if golden is not None:
+        check_golden(job, model, golden)
+    cases = [measure_case(job, model, case, texts) for case in job["cases"]]
+    return {"load_ms": milliseconds(loaded - start), "first_inference_ms": milliseconds(end_first - start_first), "cases": cases}
+
+
+def measure_case(job: dict, model, case: dict, texts: list) -> dict:
+    """Time every inference of one case, over and over the texts until both minimums are reached."""
+    import numpy as np
+
+    if case["case"] == "length":
+        texts = [np.resize(ids, case["length"]) for ids in texts[: job["warmup"]["window"]]]  # repeated or cut
+    feeds = [model.feed(ids) for ids in texts]
+    lengths = [len(ids) for ids in texts]
+    shapes = {model.computed_length(length): feed for length, feed in zip(lengths, feeds)}
+    warmup = warm_up(job, model, list(shapes.values()), feeds)
+    gc.collect()
+    gc.disable()
+    try:
+        samples_ns = time_inferences(model, feeds, case.get("min_inferences", job["min_inferences"]), job["min_seconds"])
+    finally:
+        gc.enable()
+    tokens_mean = float(np.resize(lengths, len(samples_ns)).mean())  # the loop went round the texts
+    result = {"case": case["case"], "length": case.get("length"), "tokens_mean": round(tokens_mean, 3), "warmup": warmup}
+    return {**result, **latency_summary(samples_ns), "samples_ns": samples_ns}
+
+
+def warm_up(job: dict, model, shapes: list, feeds: list) -> dict:
+    """Run every shape once, then one window of inferences again and again until two successive medians agree.
+
+    The window holds the same texts each time, or their lengths would be compared. At most ``max_seconds`` go into windows.
+    """
+    plan = job["warmup"]
+    for feed in shapes:
+        infer(job, model, feed)
+    window = [feeds[i % len(feeds)] for i in range(plan["window"])]
+    start = time.perf_counter()
+    medians, inferences, stable, elapsed = [], len(shapes), False, 0.0
+    while not stable and elapsed < plan["max_seconds"]:
+        samples = []
+        for feed in window:
+            before = time.perf_counter()
+            infer(job, model, feed)
+            samples.append(time.perf_counter() - before)
+            inferences += 1
+            elapsed = time.perf_counter() - start
+            if elapsed >= plan["max_seconds"]:
+                break
+        else:
+            medians.append(statistics.median(samples))
+            stable = len(medians) > 1 and abs(medians[-1] - medians[-2]) <= plan["tolerance"] * medians[-2]
+    return {"inferences": inferences, "seconds": round(elapsed, 3), "stable": stable}
+
+
+def time_inferences(model, feeds: list, min_inferences: int, min_seconds: float) -> list[int]:
+    """Nanoseconds of each inference; the clock is read right before and after the call of the runtime."""
+    clock, run, samples_ns = time.perf_counter_ns, model.run, []
+    deadline = clock() + int(min_seconds * 1e9)
+    while True:
+        for feed in feeds:
+            start = clock()
+            run(feed)
+            end = clock()
+            samples_ns.append(end - start)
+            if len(samples_ns) >= min_inferences and end >= deadline:
+                return samples_ns
+
+
+def latency_summary(samples_ns: list[int]) -> dict:
+    """count, mean, min, p50, p90, p99 and the percentiles 0..100 in milliseconds, rounded to 1e-5."""
+    import numpy as np
+
+    quantiles = [milliseconds(q) for q in np.percentile(samples_ns, np.arange(101))]
+    named = {"p50_ms": quantiles[50], "p90_ms": quantiles[90], "p99_ms": quantiles[99], "min_ms": quantiles[0]}
+    return {"count": len(samples_ns), "mean_ms": milliseconds(np.mean(samples_ns)), **named, "quantiles_ms": quantiles}
+
+
+def milliseconds(nanoseconds) -> float:
+    return round(float(nanoseconds) / 1e6, 5)
+
+
+def measure_memory(job: dict, runtime, texts: list, golden) -> dict:
+    """Peak RSS after every text ran once, against the RSS with runtime, texts and golden cases but no model. No timing.
+
+    Pages of a model file that the runtime maps count as soon as they are touched.
+    """
+    baseline = read_memory_bytes(ROOT, "VmRSS")
+    model = load(job, runtime)
+    if golden is not None:
+        check_golden(job, model, golden)
+    for ids in texts:
+        infer(job, model, model.feed(ids))
+    peak = read_memory_bytes(ROOT, "VmHWM")
+    difference = None if baseline is None or peak is None else peak - baseline
+    return {"memory": {"baseline_bytes": baseline, "peak_bytes": peak, "model_bytes": difference}}
+
+
+# --- conditions: files under ``root``, so that tests can bring their own ------------------------------------------
+
+
+def read_conditions(root: Path, runtime: str | None) -> dict:
+    """What does not change during a run. Every value may be null: the machine does not say.
+
+    ``governors`` and ``max_frequencies_khz`` go with ``cores``, as do ``frequencies_khz`` of :func:`read_state`.
+    """
+    cpu = read_cpu(root)
+    flags = (cpu.get("flags") or cpu.get("Features") or [""])[0].split()
+    parts = [f"implementer {i} part {p}" for i, p in zip(cpu.get("CPU implementer", []), cpu.get("CPU part", []))]
+    cores = core_folders(root)
+    numpy = sys.modules.get("numpy")
+    return {
+        "cpu_model": " + ".join(sorted(set(cpu.get("model name") or parts))) or None,
+        "board": read_line(root, "sys/firmware/devicetree/base/model"),
+        "architecture": platform.machine() or None,
+        "isa": [name for name in ISA_FLAGS if name in flags] if flags else None,
+        "cores": [int(folder.name[3:]) for folder in cores] or None,
+        "governors": null_if_all_null([read_line(root, folder / "cpufreq/scaling_governor") for folder in cores]),
+        "max_frequencies_khz": null_if_all_null([read_number(root, folder / "cpufreq/scaling_max_freq") for folder in cores]),
+        "affinity": read_affinity(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "numpy": None if numpy is None else numpy.__version__,
+        "runtime": runtime,
+    }
+
+
+def read_state(root: Path) -> dict:
+    """What changes during a run: load average of 1, 5, 15 minutes, temperature of each zone in °C, clock of each core."""
+    load_average = read_line(root, "proc/loadavg")
+    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
+    temperatures = {zone.name: read_number(root, zone / "temp") for zone in zones}
+    clocks = [read_number(root, folder / "cpufreq/scaling_cur_freq") for folder in core_folders(root)]
+    return {
+        "loadavg": None if load_average is None else [float(value) for value in load_average.split()[:3]],
+        "temperatures_c": {name: t if t is None else t / 1000 for name, t in temperatures.items()} or None,
+        "frequencies_khz": null_if_all_null(clocks),
+    }
+
+
+def core_folders(root: Path) -> list[Path]:
+    found = [f for f in (root / "sys/devices/system/cpu").glob("cpu[0-9]*") if f.name[3:].isdigit()]
+    return sorted(found, key=lambda folder: int(folder.name[3:]))
+
+
+def null_if_all_null(values: list) -> list | None:
+    return None if all(value is None for value in values) else values
+
+
+def read_cpu(root: Path) -> dict[str, list[str]]:
+    """Each key of /proc/cpuinfo -> its values in order of cores; {} where there is no such file."""
+    found: dict[str, list[str]] = {}
+    for line in (read_text(root, "proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if value.strip():
+            found.setdefault(key.strip(), []).append(value.strip())
+    return found
+
+
+def read_memory_bytes(root: Path, field: str) -> int | None:
+    """``VmRSS`` or ``VmHWM`` of this process; a Linux kernel gives kibibytes."""
+    for line in (read_text(root, "proc/self/status") or "").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def read_affinity() -> list[int] | None:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def read_number(root: Path, path) -> int | None:
+    """None also for 0, which drivers write for "not known", and for text."""
+    try:
+        return int(read_line(root, path) or "") or None
+    except ValueError:
+        return None
+
+
+def read_line(root: Path, path) -> str | None:
+    return (read_text(root, path) or "").strip("\0 \n") or None
+
+
+def read_text(root: Path, path) -> str | None:
+    """None where the machine has no such signal or keeps it to itself."""
+    try:
+        return (root / path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

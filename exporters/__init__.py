@@ -1,0 +1,1 @@
+"""torch module -> ONNX and TFLite files -> int8 -> proof of parity -> bundle folder."""

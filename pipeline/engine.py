@@ -1,0 +1,133 @@
+"""Run a recipe: stage after stage, each from the cache where it can be, gates after each, publish at the end.
+
+Data flows one way: artifacts by role into a stage, artifacts by role out. The ledger is written after every stage,
+so that whatever happens, what is known is on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache import Cache, digest, library_versions, tree_sha256
+from pipeline.ledger import Ledger
+from pipeline.models.source import find_source, source_sha256
+from pipeline.progress import Progress, clock
+from pipeline.recipe import Recipe
+from pipeline.report import write_report
+from pipeline.stage import Artifact, Context, Stage
+from pipeline.tasks import load_data
+from runtimes.bundle import REPORT, write_sums
+from runtimes.errors import BadInput, PocketbertError
+
+
+def run(recipe: Recipe, out: Path, cache: Cache, progress: Progress, recipe_folder: Path | None = None) -> Ledger:
+    """Run ``recipe`` and publish its bundle to ``out/bundle``.
+
+    Args:
+        out: gets ``ledger.json`` and ``report.html`` always, ``bundle/`` only when every gate held.
+        recipe_folder: where relative paths of the recipe are looked up first.
+
+    Raises:
+        BadInput, GateFailed: the ledger is written all the same.
+    """
+    _check_writable(out)
+    source = find_source(recipe.model.source, recipe_folder)
+    data = load_data(recipe.task, recipe_folder)
+    for note in data.notes:
+        progress.say(note)
+    ledger = Ledger(recipe, [len(data.train), len(data.validation), len(data.test)])
+    available: dict[str, Artifact] = {"source": Artifact(source, source_sha256(source))}
+    try:
+        for number, stage in enumerate(recipe.stages, start=1):
+            progress.say(f"[{number}/{len(recipe.stages)}] {stage.use}")
+            record, made = _run_stage(recipe, stage, source, data, available, cache, progress, ledger)
+            available |= made
+            ledger.add(record)
+            state = "cached" if record["cached"] else "done"
+            progress.say(f"[{number}/{len(recipe.stages)}] {stage.use}: {state} in {clock(record['seconds'])}")
+            ledger.check_gates(stage)
+            ledger.write(out)
+    except PocketbertError as error:
+        ledger.outcome = f"failed: {error}"
+        ledger.write(out)
+        write_report(ledger.as_dict(), out / "report.html")
+        if (out / "bundle").exists():
+            progress.say(f"{out / 'bundle'} is that of an earlier run; this run published none")
+        raise
+    ledger.outcome = "ok"
+    if "bundle" in available:
+        _publish(available["bundle"].folder, out, ledger)
+        ledger.outcome = "published"
+    ledger.write(out)
+    write_report(ledger.as_dict(), out / "report.html")
+    return ledger
+
+
+def _run_stage(
+    recipe: Recipe, stage: Stage, source: Path, data: Any, available: dict[str, Artifact], cache: Cache, progress: Progress, ledger: Ledger
+) -> tuple[dict[str, Any], dict[str, Artifact]]:
+    inputs = {role: available[role] for role in (*stage.needs, *stage.uses) if role in available}
+    key = digest({
+        "stage": stage.use, "version": stage.version, "config": stage.model_dump(mode="json"),
+        "inputs": {role: artifact.sha256 for role, artifact in inputs.items()},
+        "data": data.fingerprint, "task": recipe.task.model_dump(exclude={"data"}), "seed": recipe.seed,
+        "libraries": library_versions(),
+        "whole": ledger.fingerprint() if stage.reads_ledger else None,
+    })  # fmt: skip
+    with cache.lock(key):
+        record = cache.record(key)
+        if record is not None:
+            return record | {"cached": True}, cache.artifacts(key, record)
+        work = cache.work(key)
+        output = work / "output"
+        shutil.rmtree(output, ignore_errors=True)  # half-written by a run that was killed; checkpoints lie beside it
+        output.mkdir()
+        context = Context(recipe, source, data, inputs, output, work, progress, ledger.records, cache)
+        started = time.monotonic()
+        stage.run(context)
+        folders = {role: role for role in stage.gives if (output / role).is_dir()} | context.aliases
+        missing = set(stage.gives) - set(folders)
+        if missing:
+            raise BadInput(f"stage {stage.use}: did not write {', '.join(sorted(missing))}, which it declares")
+        hashes = {folder: tree_sha256(output / folder) for folder in set(folders.values())}
+        record = {
+            "stage": stage.use, "key": key, "seconds": round(time.monotonic() - started, 2), "notes": context.notes,
+            "subjects": [asdict(subject) for subject in context.subjects], "measurements": context.measurements,
+            "artifacts": {role: {"folder": f, "sha256": hashes[f]} for role, f in sorted(folders.items())},
+        }  # fmt: skip
+        cache.publish(key, output, record)
+        return record | {"cached": False}, cache.artifacts(key, record)
+
+
+def _publish(bundle: Path, out: Path, ledger: Ledger) -> None:
+    """Copy the bundle to ``out/bundle`` with its report; it appears whole or not at all."""
+    staging, final, old = out / ".bundle.partial", out / "bundle", out / ".bundle.old"
+    for leftover in (staging, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(bundle, staging)
+    (staging / REPORT).mkdir()
+    ledger.outcome = "published"
+    ledger.write(staging / REPORT)
+    write_report(ledger.as_dict(), staging / REPORT / "index.html")
+    write_sums(staging / REPORT)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(staging, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from error
+
+

@@ -1,0 +1,24 @@
+"""What ``pocketbert methods`` shows: every stage as its class describes itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.stage import Stage
+
+
+def describe(stage: type[Stage]) -> dict[str, Any]:
+    """Name, summary, paper, effect, roles and options of a stage class."""
+    options = [
+        {"name": name, "default": field.get_default(call_default_factory=True), "help": " ".join((field.description or "").split())}
+        for name, field in stage.model_fields.items()
+    ]
+    return {
+        "use": stage.use, "summary": " ".join((stage.__doc__ or "").split()), "paper": stage.paper, "effect": stage.effect,
+        "needs": list(stage.needs), "gives": list(stage.gives), "options": options,
+    }  # fmt: skip
+
+
+def one_line(stage: type[Stage]) -> str:
+    return f"{stage.use:<22} {' '.join((stage.__doc__ or '').split())}"

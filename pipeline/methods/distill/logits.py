@@ -1,0 +1,83 @@
+"""Distillation from logits: the student's answers to many texts are drawn to the teacher's.
+
+Source: Hinton et al. 2015, arXiv:1503.02531 (temperature); Tang et al. 2019, arXiv:1903.12136 (a transfer set of
+altered copies that only the teacher labels). The teacher runs once per text; its logits lie on disk.
+
+:class:`LogitDistillation` carries the options and is the part that other methods share: MobileBERT's last phase, the
+healing after a factorization.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from pipeline.cache import digest
+from pipeline.checkpoint import Checkpoint
+from pipeline.methods.distill.augment import masked_copies
+from pipeline.methods.distill.losses import logit_loss
+from pipeline.methods.distill.teacher import TeacherOutputs, collect
+from pipeline.models.encoder import Encoder
+from pipeline.tasks.batches import Batch, EncodedTexts
+from pipeline.training import TrainingJob, TrainingPlan, train
+from runtimes.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.stage import Context
+
+
+class LogitDistillation(BaseModel):
+    """Options of a distillation from logits."""
+
+    epochs: float = Field(8.0, ge=0)
+    """Passes over the transfer set (texts and their copies) that learn from the teacher's logits."""
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    temperature: float = Field(2.0, gt=0)
+    """Softens both distributions."""
+    copies: int = Field(4, ge=0)
+    """Altered copies of every training text; 0 for none."""
+    mask_probability: float = Field(0.1, ge=0, le=1)
+    """Chance of a token of a copy to be masked."""
+    replace_probability: float = Field(0.1, ge=0, le=1)
+    """Chance of a token of a copy to be exchanged for another one of the training texts."""
+
+    def transfer_texts(self, context: Context, teacher: Checkpoint) -> EncodedTexts:
+        """The training texts, then their altered copies, as the teacher tokenizes them."""
+        texts = teacher.encode(context.data.train, context.label_index, context.task.max_length)
+        if not self.copies:
+            return texts
+        mask_id = teacher.special_id("mask_token")
+        if mask_id is None:
+            raise BadInput("copies: the tokenizer has no mask token; set copies = 0")
+        copies = masked_copies(
+            texts, self.copies, self.mask_probability, self.replace_probability, teacher.special_ids, mask_id, context.seed
+        )
+        return texts.joined(copies)
+
+    def distill_logits(self, context: Context, student: Encoder, teacher: Checkpoint, title: str) -> None:
+        """Train ``student`` in place on the teacher's logits."""
+        if not self.epochs:
+            return
+        texts = self.transfer_texts(context, teacher)
+        outputs = teacher_outputs(context, teacher, texts)
+        plan = TrainingPlan(self.epochs, self.batch_size, self.learning_rate, context.seed + 1)
+
+        def loss(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+            expected = outputs.logits[torch.from_numpy(batch.rows)]
+            return logit_loss(model(batch.input_ids, batch.attention_mask).logits, expected, self.temperature), {}
+
+        train(TrainingJob(student, texts, loss, plan, context.work / "logits", context.progress, title))
+
+
+def teacher_outputs(
+    context: Context, teacher: Checkpoint, texts: EncodedTexts, layers: tuple[int, ...] = (), heads: int = 1
+) -> TeacherOutputs:
+    """The teacher's outputs for ``texts``, from the cache where an earlier stage or run has left them."""
+    key = digest([context.inputs["teacher"].sha256, texts.fingerprint, layers, heads])
+    with context.cache.lock(key):
+        return collect(teacher.model, texts, context.cache.shared(key), context.progress, layers, heads)

@@ -1,0 +1,1 @@
+"""Factorization: one big matrix becomes the product of two thin ones."""

@@ -1,0 +1,1 @@
+"""Pruning: take away what the task does not need, physically."""

@@ -1,0 +1,275 @@
+"""The one encoder of pocketbert: a post-norm Transformer whose every width is free.
+
+Source of the standard layer: Devlin et al. 2018, arXiv:1810.04805. Source of bottlenecks, stacked FFNs, NoNorm and
+trigram input: Sun et al. 2020 (MobileBERT), arXiv:2004.02984. Factorized embeddings and shared layers: Lan et al.
+2019 (ALBERT), arXiv:1909.11942.
+
+Shapes: b batch, n tokens, H hidden, B width inside a layer, A heads, d head size, C labels.
+
+A layer with a bottleneck computes, for its feature map x [b, n, H]::
+
+    y = norm(W_in x)                                  H -> B
+    a = attention(norm(W_qk x), norm(W_qk x), x)      queries and keys from a shared bottleneck, values from x
+    h = norm(W_o a + y)
+    h = norm(W_2 act(W_1 h) + h)                      once per stacked FFN
+    x = norm(W_out h + x)                             B -> H
+
+Without one, y = x and the last line falls away, which leaves the layer of BERT.
+
+What this file does not do: load other libraries' checkpoints (:mod:`pipeline.models.hub`) or cut anything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+
+from pipeline.models.config import EncoderConfig
+
+MASKED_SCORE = -1e4
+"""Added to the scores of padding: large enough for a softmax weight of exactly 0, small enough for fp16 and int8."""
+
+
+class NoNorm(nn.Module):
+    """gamma * h + beta: MobileBERT's stand-in for layer normalisation, free of statistics at run time."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * self.weight + self.bias
+
+
+def make_norm(config: EncoderConfig, size: int) -> nn.Module:
+    return NoNorm(size) if config.norm == "no_norm" else nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+
+class Embeddings(nn.Module):
+    """Token ids [b, n] -> feature map [b, n, H]."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.kind = config.embedding_projection
+        self.position_offset = config.position_offset
+        inner = config.embedding_size if self.kind == "sum" else config.hidden_size
+        self.word = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        self.position = nn.Embedding(config.max_position_embeddings, inner)
+        self.token_type = nn.Embedding(config.type_vocab_size, inner) if config.type_vocab_size else None
+        self.projection = None
+        if self.kind != "none":
+            width = config.embedding_size * (3 if self.kind == "trigram" else 1)
+            self.projection = nn.Linear(width, config.hidden_size, bias=config.embedding_projection_bias)
+        self.norm = make_norm(config, inner)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        words = self.word(input_ids)
+        if self.kind == "trigram":
+            # next, this, previous: the order of the published checkpoints. Zeros stand beyond both ends.
+            following = functional.pad(words[:, 1:], (0, 0, 0, 1))
+            previous = functional.pad(words[:, :-1], (0, 0, 1, 0))
+            words = torch.cat([following, words, previous], dim=-1)
+        if self.kind in ("word", "trigram"):
+            words = self.projection(words)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.position_offset
+        total = words + self.position(positions)
+        if self.token_type is not None:
+            types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            total = total + self.token_type(types)
+        hidden = self.dropout(self.norm(total))
+        return self.projection(hidden) if self.kind == "sum" else hidden
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose pre-softmax scores can be read [b, A, n, n]."""
+
+    def __init__(self, config: EncoderConfig, shape: dict, query_key_size: int, value_size: int) -> None:
+        super().__init__()
+        self.heads, self.head_size = shape["heads"], shape["head_size"]
+        width = self.heads * self.head_size
+        self.query = nn.Linear(query_key_size, width)
+        self.key = nn.Linear(query_key_size, width)
+        self.value = nn.Linear(value_size, width)
+        self.output = nn.Linear(width, config.inner_size)
+        self.dropout = nn.Dropout(config.attention_dropout)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend from ``queries`` [b, m, *] to ``keys`` [b, n, *] over ``values`` [b, n, *].
+
+        ``mask`` [b, 1, 1, n] is added to the scores [b, A, m, n], which are returned beside the result [b, m, B].
+        """
+        q, k, v = (
+            part.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+            for part in (self.query(queries), self.key(keys), self.value(values))
+        )
+        scores = q @ k.transpose(-1, -2) * (1.0 / math.sqrt(self.head_size)) + mask
+        weights = self.dropout(torch.softmax(scores, dim=-1))
+        return self.output((weights @ v).transpose(1, 2).flatten(2)), scores
+
+
+class FeedForward(nn.Module):
+    """norm(W_2 act(W_1 h) + h)."""
+
+    def __init__(self, config: EncoderConfig, size: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.inner_size, size)
+        self.down = nn.Linear(size, config.inner_size)
+        self.activation = ACT2FN[config.activation]
+        self.norm = make_norm(config, config.inner_size)
+        # MobileBERT drops out only where a layer writes back to H.
+        self.dropout = nn.Dropout(config.hidden_dropout if config.bottleneck_size is None else 0.0)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(self.dropout(self.down(self.activation(self.up(hidden)))) + hidden)
+
+
+class Bottleneck(nn.Module):
+    """norm(W x): a linear map between H and B."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.hidden_size, config.inner_size)
+        self.norm = make_norm(config, config.inner_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(self.linear(hidden))
+
+
+class Layer(nn.Module):
+    """One encoder layer, [b, n, H] -> [b, n, H]; the equations stand in the module docstring."""
+
+    def __init__(self, config: EncoderConfig, shape: dict) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.inner_size
+        self.has_bottleneck = config.bottleneck_size is not None
+        self.reads = config.bottleneck_attention if self.has_bottleneck else "none"
+        query_key_size = inner if self.reads in ("query_key", "all") else hidden
+        self.attention = Attention(config, shape, query_key_size, inner if self.reads == "all" else hidden)
+        self.attention_norm = make_norm(config, inner)
+        self.attention_dropout = nn.Dropout(0.0 if self.has_bottleneck else config.hidden_dropout)
+        self.ffns = nn.ModuleList(FeedForward(config, size) for size in shape["ffn_sizes"])
+        if self.has_bottleneck:
+            self.bottleneck_in = Bottleneck(config)
+            self.bottleneck_attention = Bottleneck(config) if self.reads == "query_key" else None
+            self.bottleneck_out = nn.Linear(inner, hidden)
+            self.out_norm = make_norm(config, hidden)
+            self.out_dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor, first_only: bool = False) -> tuple[Tensor, Tensor]:
+        """The next feature map and the attention scores; of the first token alone, [b, 1, H], if ``first_only``."""
+        read = keys = values = hidden
+        if self.reads == "query_key":
+            keys = self.bottleneck_attention(hidden)
+        elif self.reads == "all":
+            read = keys = values = self.bottleneck_in(hidden)
+        queries = keys
+        if first_only:
+            hidden, queries, read = hidden[:, :1], queries[:, :1], read[:, :1]
+        inner = self.bottleneck_in(hidden) if self.reads in ("query_key", "none") and self.has_bottleneck else read
+        attended, scores = self.attention(queries, keys, values, mask)
+        inner = self.attention_norm(self.attention_dropout(attended) + inner)
+        for ffn in self.ffns:
+            inner = ffn(inner)
+        if not self.has_bottleneck:
+            return inner, scores
+        return self.out_norm(self.out_dropout(self.bottleneck_out(inner)) + hidden), scores
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """What a forward pass gives.
+
+    ``logits`` [b, C]; ``hidden_states`` L+1 feature maps [b, n, H], the embeddings first; ``attention_scores`` L
+    score tensors [b, A, n, n] before the softmax, padding at about :data:`MASKED_SCORE`. ``loss`` is the
+    cross-entropy against ``labels`` where those were given.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
+
+
+class Encoder(PreTrainedModel):
+    """Encoder with a classification head on its first token."""
+
+    config_class = EncoderConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    _no_split_modules = ["Layer"]
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        # A layer that shares weights is the same module object, so its tensors exist once.
+        owners: dict[int, Layer] = {}
+        for index, owner in enumerate(config.shared_with):
+            if owner == index:
+                owners[index] = Layer(config, config.layers[index])
+        self.layers = nn.ModuleList(owners.values())
+        self._order = [list(owners).index(owner) for owner in config.shared_with]
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler != "none" else None
+        self.pooler_activation = ACT2FN[config.pooler] if config.pooler != "none" else None
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.data.normal_(0.0, self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                module.bias.data.zero_()
+            if getattr(module, "padding_idx", None) is not None:
+                module.weight.data[module.padding_idx].zero_()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attention_scores: bool = False,
+        stop_after: int | None = None,
+        **_: object,
+    ) -> EncoderOutput:
+        """Ids, mask and types [b, n] -> :class:`EncoderOutput`; after ``stop_after`` layers, without logits, if that is given."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        hidden = self.embeddings(input_ids, token_type_ids)
+        mask = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * MASKED_SCORE
+        hidden_states, attention_scores = [hidden], []
+        # Nobody reads the other tokens of the last feature map when only the logits are asked for.
+        last = None if output_hidden_states or output_attention_scores else len(self._order) - 1
+        for position, index in enumerate(self._order[:stop_after]):
+            hidden, scores = self.layers[index](hidden, mask, first_only=position == last)
+            hidden_states.append(hidden)
+            attention_scores.append(scores)
+        logits = self.head(hidden) if stop_after is None else None
+        return EncoderOutput(
+            loss=None if labels is None else functional.cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attention_scores=tuple(attention_scores) if output_attention_scores else None,
+        )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Last feature map [b, n, H] -> logits [b, C], read from the first token."""
+        first = hidden[:, 0]
+        if self.pooler is not None:
+            first = self.pooler_activation(self.pooler(first))
+        return self.classifier(self.dropout(first))
+
+
+def count_unique_parameters(model: nn.Module) -> int:
+    """Scalars in distinct tensors: what a file has to store, shared weights counted once."""
+    return sum({parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}.values())

@@ -1,0 +1,307 @@
+"""Read the checkpoints of the transformers library into :class:`~pipeline.models.encoder.Encoder`, and write them back.
+
+Six families are read: BERT (with MiniLM), RoBERTa, DistilBERT, ELECTRA, ALBERT and MobileBERT. The translation is a
+table of names: the same weights give the same logits (``tests/pipeline/test_hub.py`` holds max |difference| < 1e-5).
+
+What this file does not do: open a connection (:mod:`pipeline.models.source` finds the folder), or unpickle anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipeline.models.config import EncoderConfig, layer_shape
+from pipeline.models.encoder import Encoder
+from runtimes.errors import BadInput
+
+WEIGHTS = "model.safetensors"
+
+# One row per tensor: name in the checkpoint (without the family's prefix) -> name here. {l} is a layer, {f} an FFN.
+_BERT = {
+    "embeddings.word_embeddings": "embeddings.word",
+    "embeddings.position_embeddings": "embeddings.position",
+    "embeddings.token_type_embeddings": "embeddings.token_type",
+    "embeddings.LayerNorm": "embeddings.norm",
+    "encoder.layer.{l}.attention.self.query": "layers.{l}.attention.query",
+    "encoder.layer.{l}.attention.self.key": "layers.{l}.attention.key",
+    "encoder.layer.{l}.attention.self.value": "layers.{l}.attention.value",
+    "encoder.layer.{l}.attention.output.dense": "layers.{l}.attention.output",
+    "encoder.layer.{l}.attention.output.LayerNorm": "layers.{l}.attention_norm",
+    "encoder.layer.{l}.intermediate.dense": "layers.{l}.ffns.0.up",
+    "encoder.layer.{l}.output.dense": "layers.{l}.ffns.0.down",
+    "encoder.layer.{l}.output.LayerNorm": "layers.{l}.ffns.0.norm",
+    "pooler.dense": "pooler",
+    "classifier": "classifier",
+}
+_ROBERTA = {k: v for k, v in _BERT.items() if k not in ("pooler.dense", "classifier")} | {
+    "classifier.dense": "pooler",
+    "classifier.out_proj": "classifier",
+}
+_ELECTRA = _ROBERTA | {"embeddings_project": "embeddings.projection"}
+_DISTILBERT = {
+    "embeddings.word_embeddings": "embeddings.word",
+    "embeddings.position_embeddings": "embeddings.position",
+    "embeddings.LayerNorm": "embeddings.norm",
+    "transformer.layer.{l}.attention.q_lin": "layers.{l}.attention.query",
+    "transformer.layer.{l}.attention.k_lin": "layers.{l}.attention.key",
+    "transformer.layer.{l}.attention.v_lin": "layers.{l}.attention.value",
+    "transformer.layer.{l}.attention.out_lin": "layers.{l}.attention.output",
+    "transformer.layer.{l}.sa_layer_norm": "layers.{l}.attention_norm",
+    "transformer.layer.{l}.ffn.lin1": "layers.{l}.ffns.0.up",
+    "transformer.layer.{l}.ffn.lin2": "layers.{l}.ffns.0.down",
+    "transformer.layer.{l}.output_layer_norm": "layers.{l}.ffns.0.norm",
+    "pre_classifier": "pooler",
+    "classifier": "classifier",
+}
+_ALBERT_LAYER = "encoder.albert_layer_groups.{l}.albert_layers.0."
+_ALBERT = {
+    "embeddings.word_embeddings": "embeddings.word",
+    "embeddings.position_embeddings": "embeddings.position",
+    "embeddings.token_type_embeddings": "embeddings.token_type",
+    "embeddings.LayerNorm": "embeddings.norm",
+    "encoder.embedding_hidden_mapping_in": "embeddings.projection",
+    _ALBERT_LAYER + "attention.query": "layers.{l}.attention.query",
+    _ALBERT_LAYER + "attention.key": "layers.{l}.attention.key",
+    _ALBERT_LAYER + "attention.value": "layers.{l}.attention.value",
+    _ALBERT_LAYER + "attention.dense": "layers.{l}.attention.output",
+    _ALBERT_LAYER + "attention.LayerNorm": "layers.{l}.attention_norm",
+    _ALBERT_LAYER + "ffn": "layers.{l}.ffns.0.up",
+    _ALBERT_LAYER + "ffn_output": "layers.{l}.ffns.0.down",
+    _ALBERT_LAYER + "full_layer_layer_norm": "layers.{l}.ffns.0.norm",
+    "pooler": "pooler",
+    "classifier": "classifier",
+}
+_MOBILEBERT = {k: v for k, v in _BERT.items() if "intermediate" not in k and ".output." not in k[20:]} | {
+    "embeddings.embedding_transformation": "embeddings.projection",
+    "encoder.layer.{l}.attention.output.dense": "layers.{l}.attention.output",
+    "encoder.layer.{l}.attention.output.LayerNorm": "layers.{l}.attention_norm",
+    "encoder.layer.{l}.bottleneck.input.dense": "layers.{l}.bottleneck_in.linear",
+    "encoder.layer.{l}.bottleneck.input.LayerNorm": "layers.{l}.bottleneck_in.norm",
+    "encoder.layer.{l}.bottleneck.attention.dense": "layers.{l}.bottleneck_attention.linear",
+    "encoder.layer.{l}.bottleneck.attention.LayerNorm": "layers.{l}.bottleneck_attention.norm",
+    "encoder.layer.{l}.ffn.{f}.intermediate.dense": "layers.{l}.ffns.{f}.up",
+    "encoder.layer.{l}.ffn.{f}.output.dense": "layers.{l}.ffns.{f}.down",
+    "encoder.layer.{l}.ffn.{f}.output.LayerNorm": "layers.{l}.ffns.{f}.norm",
+    # The last of the stacked FFNs has a name of its own in the checkpoints.
+    "encoder.layer.{l}.intermediate.dense": "layers.{l}.ffns.{last}.up",
+    "encoder.layer.{l}.output.dense": "layers.{l}.ffns.{last}.down",
+    "encoder.layer.{l}.output.LayerNorm": "layers.{l}.ffns.{last}.norm",
+    "encoder.layer.{l}.output.bottleneck.dense": "layers.{l}.bottleneck_out",
+    "encoder.layer.{l}.output.bottleneck.LayerNorm": "layers.{l}.out_norm",
+}
+TENSOR_NAMES = {
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "distilbert": _DISTILBERT,
+    "electra": _ELECTRA,
+    "albert": _ALBERT,
+    "mobilebert": _MOBILEBERT,
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``; BadInput names what is wrong with it."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BadInput(f"model {folder}: no config.json; a folder written by save_pretrained is needed")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"model {path}: not JSON: {error}") from error
+    kind = config.get("model_type")
+    if kind != EncoderConfig.model_type and kind not in TENSOR_NAMES:
+        raise BadInput(
+            f"model {folder}: architecture {kind!r} is not a BERT-class encoder; supported are {', '.join(TENSOR_NAMES)}"
+        )
+    return config
+
+
+def load_encoder(folder: Path, labels: list[str] | None = None) -> Encoder:
+    """Load a model folder of any supported family, in evaluation mode.
+
+    Args:
+        folder: ``config.json`` with ``model.safetensors``.
+        labels: class names of a new task. The classifier is made afresh unless the checkpoint has the same labels.
+
+    Raises:
+        BadInput: no weights, pickled weights only, weights that do not fit, an architecture outside the families.
+    """
+    raw = read_config(folder)
+    weights = _read_weights(folder)
+    names = dict(enumerate(labels)) if labels is not None else {int(k): v for k, v in raw.get("id2label", {}).items()}
+    same_task = labels is None or list(names.values()) == [v for _, v in sorted(_id2label(raw).items())]
+    if raw["model_type"] == EncoderConfig.model_type:
+        raw.pop("id2label", None), raw.pop("label2id", None), raw.pop("num_labels", None)
+        config = EncoderConfig(**raw, **_label_fields(names))
+    else:
+        config = EncoderConfig(**config_fields(raw), **_label_fields(names))
+        weights = translate(weights, raw["model_type"], config)
+    if not same_task:
+        weights = {k: v for k, v in weights.items() if not k.startswith("classifier.")}
+    return _assemble(Encoder(config), weights, folder)
+
+
+def save_encoder(model: Encoder, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors``, the same bytes for the same model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(model.config.to_dict(), indent=2, sort_keys=True, default=str)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    save_file({k: v.contiguous() for k, v in sorted(model.state_dict().items())}, folder / WEIGHTS, {"format": "pt"})
+
+
+def config_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """Translate a transformers config into the fields of :class:`EncoderConfig`."""
+    kind = raw["model_type"]
+    if raw.get("position_embedding_type", "absolute") != "absolute":
+        raise BadInput(f"model: position_embedding_type {raw['position_embedding_type']!r} is not supported, only 'absolute'")
+    if kind == "distilbert":
+        hidden, heads, count, ffn = (raw[k] for k in ("dim", "n_heads", "n_layers", "hidden_dim"))
+        return {
+            "vocab_size": raw["vocab_size"], "hidden_size": hidden, "type_vocab_size": 0, "pooler": "relu",
+            "layers": [layer_shape(heads, hidden // heads, [ffn]) for _ in range(count)],
+            "activation": raw.get("activation", "gelu"), "max_position_embeddings": raw["max_position_embeddings"],
+            "hidden_dropout": raw.get("dropout", 0.1), "attention_dropout": raw.get("attention_dropout", 0.1),
+            "classifier_dropout": raw.get("seq_classif_dropout", 0.2), "pad_token_id": raw.get("pad_token_id", 0),
+            "family": kind,
+        }  # fmt: skip
+    hidden, heads, count = (raw[k] for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    dropout = raw.get("hidden_dropout_prob", 0.1)
+    head_dropout = raw.get("classifier_dropout", raw.get("classifier_dropout_prob"))
+    fields = {
+        "vocab_size": raw["vocab_size"], "hidden_size": hidden,
+        "layers": [layer_shape(heads, hidden // heads, [raw["intermediate_size"]]) for _ in range(count)],
+        "activation": raw.get("hidden_act", "gelu"), "layer_norm_eps": raw.get("layer_norm_eps", 1e-12),
+        "max_position_embeddings": raw["max_position_embeddings"], "type_vocab_size": raw.get("type_vocab_size", 2),
+        "hidden_dropout": dropout, "attention_dropout": raw.get("attention_probs_dropout_prob", 0.1),
+        "classifier_dropout": dropout if head_dropout is None else head_dropout,
+        "pad_token_id": raw.get("pad_token_id", 0) or 0, "pooler": "tanh", "family": kind,
+    }  # fmt: skip
+    if kind == "roberta":
+        fields["position_offset"] = fields["pad_token_id"] + 1
+    elif kind == "electra":
+        fields["pooler"] = "gelu"
+        if raw["embedding_size"] != hidden:
+            fields |= {"embedding_size": raw["embedding_size"], "embedding_projection": "sum"}
+    elif kind == "albert":
+        if raw.get("inner_group_num", 1) != 1:
+            raise BadInput("model: ALBERT with inner_group_num above 1 is not supported")
+        groups = [int(i * raw.get("num_hidden_groups", 1) / count) for i in range(count)]
+        fields |= {
+            "embedding_size": raw["embedding_size"], "embedding_projection": "sum",
+            "shared_with": [groups.index(group) for group in groups],
+        }  # fmt: skip
+    elif kind == "mobilebert":
+        fields |= _mobilebert_fields(raw, heads, count)
+    return fields
+
+
+def _mobilebert_fields(raw: dict[str, Any], heads: int, count: int) -> dict[str, Any]:
+    bottleneck = raw["intra_bottleneck_size"] if raw.get("use_bottleneck", True) else None
+    inner = raw["hidden_size"] if bottleneck is None else bottleneck
+    reads = "all" if raw.get("use_bottleneck_attention") else "query_key" if raw.get("key_query_shared_bottleneck", True) else "none"
+    projection = "trigram" if raw.get("trigram_input", True) else "word" if raw["embedding_size"] != raw["hidden_size"] else "none"
+    return {
+        "embedding_size": raw["embedding_size"], "embedding_projection": projection,
+        "layers": [
+            layer_shape(heads, inner // heads, [raw["intermediate_size"]] * raw.get("num_feedforward_networks", 4))
+            for _ in range(count)
+        ],
+        "bottleneck_size": bottleneck, "bottleneck_attention": reads, "norm": raw.get("normalization_type", "no_norm"),
+        "activation": raw.get("hidden_act", "relu"),
+        "pooler": "tanh" if raw.get("classifier_activation", True) else "none",
+    }  # fmt: skip
+
+
+def translate(weights: dict[str, torch.Tensor], family: str, config: EncoderConfig) -> dict[str, torch.Tensor]:
+    """Rename a checkpoint's tensors. Heads of other tasks (masked words, ...) are left out."""
+    patterns = []
+    for theirs, ours in TENSOR_NAMES[family].items():
+        pattern = re.escape(theirs).replace(r"\{l\}", r"(?P<l>\d+)").replace(r"\{f\}", r"(?P<f>\d+)")
+        patterns.append((re.compile(rf"(?:{family}\.)?{pattern}\.(?P<leaf>weight|bias)"), ours))
+    renamed = {}
+    for name, tensor in weights.items():
+        for pattern, ours in patterns:
+            if found := pattern.fullmatch(name):
+                part = found.groupdict()
+                index = int(part.get("l") or 0)
+                last = len(config.layers[index]["ffn_sizes"]) - 1 if part.get("l") else 0
+                renamed[ours.format(l=index, f=part.get("f"), last=last) + "." + part["leaf"]] = tensor
+    return renamed
+
+
+def _assemble(model: Encoder, weights: dict[str, torch.Tensor], folder: Path) -> Encoder:
+    own = model.state_dict()
+    for name, tensor in weights.items():
+        if name in own and own[name].shape != tensor.shape:
+            raise BadInput(
+                f"model {folder}: tensor {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(own[name].shape)}"
+            )
+    missing = [name for name in own if name not in weights and not name.startswith(("classifier.", "pooler."))]
+    if missing:
+        raise BadInput(f"model {folder}: {len(missing)} tensors are missing from the weights, first {missing[0]}")
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+        if pickled:
+            raise BadInput(
+                f"model {folder}: only pickled weights ({pickled[0]}), which could run code when read; "
+                f"save them again with save_pretrained(..., safe_serialization=True)"
+            )
+        raise BadInput(f"model {folder}: no weights; {WEIGHTS} is needed")
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items() if tensor.is_floating_point()}
+    except SafetensorError as error:
+        raise BadInput(f"model {path}: not a safetensors file: {error}") from error
+
+
+def _id2label(raw: dict[str, Any]) -> dict[int, str]:
+    return {int(k): v for k, v in (raw.get("id2label") or {}).items()}
+
+
+def _label_fields(names: dict[int, str]) -> dict[str, Any]:
+    return {"id2label": names, "label2id": {name: index for index, name in names.items()}} if names else {}
+
+
+def hub_config(config: EncoderConfig) -> dict[str, Any]:
+    """A ``config.json`` that unmodified transformers, optimum and transformers.js accept beside an exported file.
+
+    It names the family nearest to the model and carries its labels and sizes. The weights lie in the exported file,
+    so sizes that the family cannot express (a factorized table, unequal layers) are told but read by nobody.
+    """
+    common = {
+        "model_type": config.family, "vocab_size": config.vocab_size, "max_position_embeddings": config.max_position_embeddings,
+        "pad_token_id": config.pad_token_id, "id2label": {str(k): v for k, v in config.id2label.items()}, "label2id": config.label2id,
+    }  # fmt: skip
+    first = config.layers[0]
+    if config.family == "distilbert":
+        return common | {
+            "architectures": ["DistilBertForSequenceClassification"], "dim": config.hidden_size, "n_heads": first["heads"],
+            "n_layers": len(config.layers), "hidden_dim": first["ffn_sizes"][0], "activation": config.activation,
+        }  # fmt: skip
+    names = {"bert": "Bert", "roberta": "Roberta", "electra": "Electra", "albert": "Albert", "mobilebert": "MobileBert"}
+    fields = common | {
+        "architectures": [f"{names[config.family]}ForSequenceClassification"], "hidden_size": config.hidden_size,
+        "num_attention_heads": first["heads"], "num_hidden_layers": len(config.layers),
+        "intermediate_size": first["ffn_sizes"][0], "hidden_act": config.activation,
+        "type_vocab_size": max(1, config.type_vocab_size), "embedding_size": config.embedding_size,
+    }  # fmt: skip
+    if config.family == "mobilebert":
+        fields |= {
+            "intra_bottleneck_size": config.inner_size, "use_bottleneck": config.bottleneck_size is not None,
+            "use_bottleneck_attention": config.bottleneck_attention == "all", "normalization_type": config.norm,
+            "key_query_shared_bottleneck": config.bottleneck_attention == "query_key", "trigram_input": config.embedding_projection == "trigram",
+            "num_feedforward_networks": len(first["ffn_sizes"]), "classifier_activation": config.pooler != "none",
+        }  # fmt: skip
+    return fields

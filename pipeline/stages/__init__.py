@@ -1,0 +1,1 @@
+"""Stages that are plumbing rather than a paper: fine-tune, export, quantize, bench, pack."""

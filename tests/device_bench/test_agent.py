@@ -1,0 +1,173 @@
+"""The agent as a program: what it answers, what it refuses, and that stdout carries nothing else."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from device_bench.agent.agent import latency_summary
+from device_bench.targets import AGENT
+
+CASE_KEYS = {
+    "case", "length", "tokens_mean", "warmup", "count", "mean_ms", "p50_ms", "p90_ms", "p99_ms", "min_ms", "quantiles_ms",
+    "samples_ns",
+}  # fmt: skip
+
+
+def test_is_one_file_that_old_boards_can_run():
+    tree = ast.parse(AGENT.read_text(encoding="utf-8"), feature_version=(3, 9))
+    imported = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    runtimes_and_numpy = {"numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime"}
+    assert imported - set(sys.stdlib_module_names) == runtimes_and_numpy
+
+
+@pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
+def test_latency(file, request, make_job, run_agent):
+    cases = [{"case": "texts"}, {"case": "length", "length": 7, "min_inferences": 5}]
+    code, answer = run_agent(make_job(request.getfixturevalue(file), cases=cases))
+    assert code == 0
+    assert answer["load_ms"] > 0
+    assert answer["first_inference_ms"] > 0
+    texts, fixed = answer["cases"]
+    for case in (texts, fixed):
+        assert set(case) == CASE_KEYS
+        assert len(case["quantiles_ms"]) == 101
+        assert case["quantiles_ms"] == sorted(case["quantiles_ms"])
+        assert case["count"] == len(case["samples_ns"])
+        assert case["p50_ms"] == case["quantiles_ms"][50]
+        assert all(sample > 0 for sample in case["samples_ns"])
+    assert (texts["count"], fixed["count"]) == (12, 5)
+    assert texts["length"] is None
+    assert texts["tokens_mean"] == pytest.approx((2 * (3 + 4 + 6 + 3 + 10) + 3 + 4) / 12, abs=1e-3)
+    assert (fixed["length"], fixed["tokens_mean"]) == (7, 7)
+
+
+@pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
+def test_memory_has_no_timing(file, request, make_job, run_agent):
+    code, answer = run_agent(make_job(request.getfixturevalue(file), mode="memory"))
+    assert code == 0
+    assert set(answer) == {"runtime", "conditions", "memory"}
+    assert all(answer["memory"][key] > 0 for key in ("baseline_bytes", "peak_bytes", "model_bytes"))
+    assert answer["memory"]["model_bytes"] == answer["memory"]["peak_bytes"] - answer["memory"]["baseline_bytes"]
+
+
+def test_runs_until_the_least_time_is_over(onnx_file, make_job, run_agent):
+    _, answer = run_agent(make_job(onnx_file, min_inferences=1, min_seconds=0.05, golden=None))
+    assert sum(answer["cases"][0]["samples_ns"]) < 1e9
+    assert answer["cases"][0]["count"] > 1
+
+
+def test_conditions(onnx_file, make_job, run_agent):
+    _, answer = run_agent(make_job(onnx_file, cores=[0]))
+    conditions = answer["conditions"]
+    assert conditions["affinity"] == [0]
+    assert conditions["numpy"] == np.__version__
+    assert conditions["runtime"] == answer["runtime"]
+    assert answer["runtime"].startswith("onnxruntime ")
+    assert {"loadavg", "temperatures_c", "frequencies_khz"} == set(conditions["before"]) == set(conditions["after"])
+
+
+@pytest.mark.parametrize("mode", ["latency", "memory"])
+@pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
+def test_wrong_golden_output_is_never_timed(file, mode, request, tmp_path, make_job, run_agent, arrays):
+    job = make_job(request.getfixturevalue(file), mode=mode)
+    np.savez(tmp_path / "golden.npz", **{**arrays, "logits": arrays["logits"] + 0.01})
+    code, answer = run_agent(job)
+    assert code == 3
+    assert set(answer) == {"error"}
+    assert answer["error"]["kind"] == "wrong_output"
+    assert "golden case 1 differs by 0.01" in answer["error"]["message"]
+
+
+def test_nan_is_a_wrong_output(make_onnx, make_job, run_agent):
+    path = make_onnx(lambda embeddings, head: (embeddings * np.nan, head))
+    code, answer = run_agent(make_job(path, tolerance=1e9))
+    assert (code, answer["error"]["kind"]) == (3, "wrong_output")
+
+
+def test_another_number_of_classes_is_a_wrong_output(make_onnx, make_job, run_agent):
+    path = make_onnx(lambda embeddings, head: (embeddings, head[:, :1]))
+    code, answer = run_agent(make_job(path, tolerance=1e9))
+    assert (code, answer["error"]["kind"]) == (3, "wrong_output")
+
+
+def test_text_longer_than_every_bucket(tflite_file, make_job, run_agent):
+    code, answer = run_agent(make_job(tflite_file, cases=[{"case": "length", "length": 17}]))
+    assert (code, answer["error"]["kind"]) == (2, "too_long")
+    assert "17 tokens do not fit the largest bucket of 16" in answer["error"]["message"]
+
+
+def test_token_outside_the_vocabulary(onnx_file, tmp_path, make_job, run_agent):
+    job = make_job(onnx_file, golden=None)
+    np.savez(tmp_path / "inputs.npz", ids=np.array([99], np.int32), offsets=np.array([0, 1]))
+    code, answer = run_agent(job)
+    assert (code, answer["error"]["kind"]) == (5, "failed_inference")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
+def test_damaged_model(suffix, tmp_path, make_job, run_agent):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(b"not a model at all" * 10)
+    code, answer = run_agent(make_job(path))
+    assert (code, answer["error"]["kind"]) == (5, "unreadable_model")
+    assert str(path) in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": "/nowhere.onnx"}, "/nowhere.onnx: no such file"),
+        ({"inputs": "/nowhere.npz"}, "/nowhere.npz: no array 'ids'"),
+        ({"golden": "/nowhere.npz"}, "/nowhere.npz: no array"),
+        ({"format": "pt"}, "'pt' is none of onnx, tflite"),
+        ({"mode": "speed"}, "a mode of"),
+        ({"cores": [0, 4095]}, "cannot pin to cores [0, 4095]"),
+    ],
+)
+def test_bad_jobs(changes, says, onnx_file, make_job, run_agent):
+    code, answer = run_agent(make_job(onnx_file, **changes))
+    assert (code, answer["error"]["kind"]) == (2, "bad_job")
+    assert says in answer["error"]["message"]
+
+
+def test_job_that_lacks_keys(run_agent):
+    code, answer = run_agent({"mode": "memory", "model": "m.onnx"})
+    assert (code, answer["error"]["kind"]) == (2, "bad_job")
+    assert "lacks format, threads, cores, inputs, golden, tolerance" in answer["error"]["message"]
+
+
+def test_golden_needs_one_row_of_logits_per_text(onnx_file, tmp_path, make_job, run_agent, arrays):
+    job = make_job(onnx_file)
+    np.savez(tmp_path / "golden.npz", **{**arrays, "logits": arrays["logits"][1:]})
+    code, answer = run_agent(job)
+    assert (code, answer["error"]["kind"]) == (2, "bad_job")
+
+
+def test_stdout_stays_clean_under_a_runtime_that_prints_and_is_broken(tmp_path, onnx_file, make_job):
+    package = tmp_path / "site" / "onnxruntime"
+    package.mkdir(parents=True)
+    noisy = "import os\nprint('hello')\nos.write(1, b'native hello')\nraise ImportError('libmissing.so')\n"
+    (package / "__init__.py").write_text(noisy, encoding="utf-8")
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(make_job(onnx_file)), encoding="utf-8")
+    environment = {"PYTHONPATH": str(package.parent), "PATH": "/usr/bin"}
+    done = subprocess.run([sys.executable, str(AGENT), str(job)], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2
+    answer = json.loads(done.stdout)
+    assert answer["error"]["kind"] == "missing_runtime"
+    assert "libmissing.so" in answer["error"]["message"]
+    assert "native hello" in done.stderr
+
+
+def test_summary_of_known_samples():
+    summary = latency_summary([1_000_000 * n for n in range(1, 102)])
+    assert summary["count"] == 101
+    assert (summary["min_ms"], summary["p50_ms"], summary["p90_ms"], summary["p99_ms"]) == (1, 51, 91, 100)
+    assert summary["mean_ms"] == 51
+    assert summary["quantiles_ms"] == [float(n) for n in range(1, 102)]

@@ -1,0 +1,168 @@
+"""Rounds, merging and the shape of results; one run with real models, the rest against a target that plays back answers."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_bench.agent.agent import latency_summary
+from device_bench.measurement import LENGTH_INFERENCES, Candidate, measure
+from device_bench.targets import LocalTarget
+from runtimes.errors import BadInput, IntegrityError
+
+KEYS = {
+    "name", "file", "baseline", "target", "runtime", "threads", "case", "length", "tokens_mean", "count", "p50_ms", "p90_ms",
+    "p99_ms", "mean_ms", "min_ms", "quantiles_ms", "round_p50_ms", "noise", "warmup_stable", "load_ms", "first_inference_ms",
+    "memory", "conditions",
+}  # fmt: skip
+TEXTS = [[1, 5, 2], [1, 3, 4, 2], [1, 6, 7, 8, 9, 2], [1, 10, 2]]
+
+
+class PlaybackTarget:
+    """Answers like the agent; the samples of a round are ``round * 1 ms``, and 3 ms more for candidate b."""
+
+    name = "playback"
+
+    def __init__(self) -> None:
+        self.jobs: list[dict] = []
+        self.rounds: dict[tuple[str, int], int] = {}
+
+    def info(self) -> dict:
+        return {}
+
+    def run(self, job: dict) -> dict:
+        arrays = {key: dict(np.load(job[key])) for key in ("inputs", "golden") if job[key] is not None}
+        self.jobs.append({**job, "arrays": arrays})
+        if job["mode"] == "memory":
+            return {"memory": {"baseline_bytes": 10, "peak_bytes": 15, "model_bytes": 5}}
+        key = (job["model"], job["threads"])
+        number = self.rounds[key] = self.rounds.get(key, 0) + 1
+        samples_ns = [(number + 3 * (job["model"] == "b.onnx")) * 1_000_000] * (10 * number)
+        common = {"tokens_mean": float(number), "warmup": {"inferences": 3, "seconds": 0.1, "stable": number > 1}}
+        cases = [
+            {**case, "length": case.get("length"), **common, **latency_summary(samples_ns), "samples_ns": samples_ns}
+            for case in job["cases"]
+        ]
+        conditions = {"before": {"loadavg": [number]}, "after": {"loadavg": [number + 0.5]}}
+        return {"runtime": "r 1", "conditions": conditions, "load_ms": number, "first_inference_ms": 2 * number, "cases": cases}
+
+
+def candidate(name: str, golden_logits: np.ndarray | None = None, baseline: bool = False) -> Candidate:
+    return Candidate(name, Path(f"{name}.onnx"), "onnx", "", TEXTS, golden_logits, 1e-3, baseline)
+
+
+def run(target, candidates, **changes):
+    plan = {"threads": [1, 2], "lengths": [32], "rounds": 3, "min_seconds": 0.0, "say": lambda message: None}
+    return measure(candidates, target, **{**plan, **changes})
+
+
+def test_rounds_are_interleaved_and_memory_is_apart():
+    target, said = PlaybackTarget(), []
+    run(target, [candidate("a"), candidate("b"), candidate("c")], rounds=2, threads=[1, 4], say=said.append)
+    order = [(job["mode"], job["model"][0], job["threads"]) for job in target.jobs]
+    memory = [("memory", name, 1) for name in "abc"]
+    one_round = [("latency", name, threads) for threads in (1, 4) for name in "abc"]
+    assert order == memory + one_round + one_round
+    assert len(said) == len(order)
+    assert said[0] == "playback: a: memory"
+    assert said[-1] == "playback: c: round 2/2, threads 4"
+
+
+def test_rounds_are_merged_on_their_samples():
+    results = run(PlaybackTarget(), [candidate("a", baseline=True), candidate("b")])
+    assert [(r["name"], r["threads"], r["case"], r["length"]) for r in results] == [
+        (name, threads, *case) for name in "ab" for threads in (1, 2) for case in (("texts", None), ("length", 32))
+    ]
+    first = results[0]
+    assert set(first) == KEYS
+    assert first["count"] == 60
+    assert first["round_p50_ms"] == [1, 2, 3]
+    assert first["p50_ms"] == 2.5  # of 10 x 1, 20 x 2, 30 x 3 ms; the median of the rounds would be 2
+    assert first["noise"] == 1.0
+    assert first["tokens_mean"] == pytest.approx(140 / 60)
+    assert (first["load_ms"], first["first_inference_ms"]) == (2, 4)
+    assert first["warmup_stable"] is False
+    assert first["conditions"] == {"before": {"loadavg": [1]}, "after": {"loadavg": [3.5]}}
+    assert first["memory"] == {"baseline_bytes": 10, "peak_bytes": 15, "model_bytes": 5}
+    assert [r["baseline"] for r in results] == [True] * 4 + [False] * 4
+    assert results[4]["round_p50_ms"] == [4, 5, 6]
+
+
+def test_one_round_says_nothing_about_noise():
+    assert run(PlaybackTarget(), [candidate("a")], rounds=1)[0]["noise"] is None
+
+
+def test_jobs_carry_the_plan_and_the_arrays():
+    target, logits = PlaybackTarget(), np.ones((2, 5), np.float32)
+    run(target, [candidate("a", logits), replace(candidate("b"), id_lists=TEXTS[:1])], cores=[0, 1])
+    proven, unproven = target.jobs[:2]
+    np.testing.assert_array_equal(proven["arrays"]["inputs"]["ids"], sum(TEXTS, []))
+    np.testing.assert_array_equal(proven["arrays"]["inputs"]["offsets"], [0, 3, 7, 13, 16])
+    np.testing.assert_array_equal(proven["arrays"]["golden"]["offsets"], [0, 3, 7])
+    np.testing.assert_array_equal(proven["arrays"]["golden"]["logits"], logits)
+    np.testing.assert_array_equal(unproven["arrays"]["inputs"]["ids"], TEXTS[0])
+    assert unproven["golden"] is None
+    assert proven["cores"] == [0, 1]
+    of_a, of_b = target.jobs[2:4]
+    assert (of_a["min_inferences"], of_b["min_inferences"], of_a["min_seconds"]) == (4, 1, 0.0)
+    assert of_a["cases"] == [{"case": "texts"}, {"case": "length", "length": 32, "min_inferences": LENGTH_INFERENCES}]
+    assert not any(Path(job["inputs"]).exists() for job in target.jobs)
+
+
+def test_same_file_twice_is_two_results():
+    results = run(PlaybackTarget(), [candidate("a"), replace(candidate("a"), name="a again")], threads=[1], lengths=[])
+    assert [r["name"] for r in results] == ["a", "a again"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"threads": []}, "one or more different counts"),
+        ({"threads": [0]}, r"threads: .* at least 1"),
+        ({"threads": [2, 2]}, "one or more different counts"),
+        ({"lengths": [16, 0]}, r"lengths: .* at least 1"),
+        ({"rounds": 0}, r"rounds: .* at least 1"),
+    ],
+)
+def test_plans_that_measure_nothing(changes, says):
+    with pytest.raises(BadInput, match=says):
+        run(PlaybackTarget(), [candidate("a")], **changes)
+
+
+def test_nothing_to_measure_or_to_measure_with():
+    with pytest.raises(BadInput, match="no candidates"):
+        run(PlaybackTarget(), [])
+    with pytest.raises(BadInput, match="a: no texts"):
+        run(PlaybackTarget(), [replace(candidate("a"), id_lists=[])])
+    with pytest.raises(BadInput, match="a: 5 golden logits for 4 texts"):
+        run(PlaybackTarget(), [candidate("a", np.ones((5, 2)))])
+
+
+def test_real_models_end_to_end(onnx_candidate, tflite_candidate, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    results = run(LocalTarget(), [onnx_candidate, tflite_candidate], threads=[1], lengths=[8], rounds=2)
+    assert len(results) == 4
+    for result in results:
+        assert set(result) == KEYS
+        assert result["target"] == "local"
+        assert result["count"] == 2 * (LENGTH_INFERENCES if result["case"] == "length" else 5)
+        assert len(result["quantiles_ms"]) == 101
+        assert result["quantiles_ms"] == sorted(result["quantiles_ms"])
+        assert len(result["round_p50_ms"]) == 2
+        assert all(value > 0 for value in result["memory"].values())
+        assert result["conditions"]["runtime"] == result["runtime"]
+    assert [r["baseline"] for r in results] == [True, True, False, False]
+    assert [r["file"] for r in results] == ["onnx/tiny.onnx"] * 2 + ["tflite/tiny.tflite"] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_model_stops_everything_before_any_timing(onnx_candidate):
+    wrong = replace(onnx_candidate, name="wrong", golden_logits=onnx_candidate.golden_logits + 1)
+    said = []
+    with pytest.raises(IntegrityError, match="golden case 1 differs by 1"):
+        run(LocalTarget(), [onnx_candidate, wrong], say=said.append)
+    assert said == ["local: tiny onnx: memory", "local: wrong: memory"]

@@ -1,0 +1,129 @@
+"""Every family's checkpoint gives the logits that transformers gives; what cannot be read is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from pipeline.models.encoder import count_unique_parameters
+from pipeline.models.hub import hub_config, load_encoder, save_encoder
+from runtimes.errors import BadInput
+
+SMALL = {"vocab_size": 99, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 37, "num_hidden_layers": 3}
+MOBILE = SMALL | {"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 3}
+CONFIGS = {
+    "bert": transformers.BertConfig(**SMALL),
+    "roberta": transformers.RobertaConfig(**SMALL, type_vocab_size=1),
+    "distilbert": transformers.DistilBertConfig(vocab_size=99, dim=32, n_layers=3, n_heads=4, hidden_dim=37),
+    "electra": transformers.ElectraConfig(**SMALL, embedding_size=16),
+    "albert": transformers.AlbertConfig(**SMALL | {"num_hidden_layers": 4}, embedding_size=16, num_hidden_groups=2),
+    "mobilebert": transformers.MobileBertConfig(**MOBILE, classifier_activation=False),
+    "mobilebert-pooler": transformers.MobileBertConfig(**MOBILE, classifier_activation=True),
+    "mobilebert-layer-norm": transformers.MobileBertConfig(**MOBILE, normalization_type="layer_norm", layer_norm_eps=1e-5),
+    "mobilebert-tiny": transformers.MobileBertConfig(**MOBILE, use_bottleneck_attention=True, key_query_shared_bottleneck=False),
+    "mobilebert-no-bottleneck": transformers.MobileBertConfig(**MOBILE, use_bottleneck=False, trigram_input=False),
+}
+
+
+def random_model(config):
+    torch.manual_seed(1)
+    config.num_labels = 5
+    model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.2)
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_same_logits_as_transformers(name, tmp_path):
+    theirs = random_model(CONFIGS[name])
+    theirs.save_pretrained(tmp_path)
+    ours = load_encoder(tmp_path)
+    ids = torch.randint(5, 99, (4, 12))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = mask[2, 5:] = 0
+    ids[mask == 0] = CONFIGS[name].pad_token_id
+    with torch.no_grad():
+        difference = (theirs(ids, attention_mask=mask).logits - ours(ids, mask).logits).abs().max()
+    assert difference < 1e-5
+    assert count_unique_parameters(ours) <= sum(p.numel() for p in theirs.parameters())
+
+
+def test_published_mobilebert_has_its_exact_size(tmp_path):
+    config = transformers.MobileBertConfig(classifier_activation=False, num_labels=2)
+    with torch.device("meta"):
+        from pipeline.models.config import EncoderConfig
+        from pipeline.models.encoder import Encoder
+        from pipeline.models.hub import config_fields
+
+        model = Encoder(EncoderConfig(**config_fields(config.to_dict()), num_labels=2))
+    encoder_only = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("classifier"))
+    assert encoder_only == 24_581_888
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "mobilebert"])
+def test_saved_and_loaded_again_is_the_same(name, tmp_path):
+    random_model(CONFIGS[name]).save_pretrained(tmp_path / "a")
+    first = load_encoder(tmp_path / "a")
+    save_encoder(first, tmp_path / "b")
+    again = load_encoder(tmp_path / "b")
+    ids = torch.randint(5, 99, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(first(ids).logits, again(ids).logits)
+    save_encoder(again, tmp_path / "c")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "c" / file).read_bytes()
+
+
+def test_a_new_task_gets_a_new_classifier_and_keeps_the_encoder(tmp_path):
+    random_model(CONFIGS["bert"]).save_pretrained(tmp_path)
+    old, new = load_encoder(tmp_path), load_encoder(tmp_path, ["yes", "no", "maybe"])
+    assert new.classifier.weight.shape == (3, 32)
+    assert new.config.id2label == {0: "yes", 1: "no", 2: "maybe"}
+    assert torch.equal(old.layers[0].attention.query.weight, new.layers[0].attention.query.weight)
+
+
+def test_albert_layers_share_their_tensors(tmp_path):
+    random_model(CONFIGS["albert"]).save_pretrained(tmp_path)
+    model = load_encoder(tmp_path)
+    assert len(model.layers) == 2
+    assert model.config.shared_with == [0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hub_config_is_read_by_an_unmodified_auto_config(name, tmp_path):
+    random_model(CONFIGS[name]).save_pretrained(tmp_path)
+    config = hub_config(load_encoder(tmp_path).config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert read.num_labels == 5
+    assert read.model_type == name.split("-")[0]
+
+
+def test_refusals_name_what_is_wrong(tmp_path):
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        load_encoder(tmp_path)
+    random_model(CONFIGS["bert"]).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "aside")
+    with pytest.raises(BadInput, match="no weights"):
+        load_encoder(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    with pytest.raises(BadInput, match="only pickled weights"):
+        load_encoder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(BadInput, match="not a safetensors file"):
+        load_encoder(tmp_path)
+    (tmp_path / "aside").replace(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(BadInput, match=r"tensor layers\.0\.ffns\.0\.up\.\w+ has shape"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(BadInput, match=r"missing from the weights, first layers\.3"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(BadInput, match="'gpt2' is not a BERT-class encoder"):
+        load_encoder(tmp_path)
