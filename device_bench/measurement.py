@@ -116,13 +116,13 @@ def _merge_rounds(answers: list[dict[str, Any]], case: int) -> dict[str, Any]:
         "runtime": answers[0]["runtime"],
         "case": rounds[0]["case"],
         "length": rounds[0]["length"],
-        "tokens_mean": float(np.average([one["tokens_mean"] for one in rounds], weights=[one["count"] for one in rounds])),
+        "tokens_mean": round(sum(one["tokens_mean"] * one["count"] for one in rounds) / len(samples_ns), 3),
         **latency_summary(samples_ns),
         "round_p50_ms": round_p50_ms,
         "noise": round(spread, 4) if len(rounds) > 1 else None,
         "warmup_stable": all(one["warmup"]["stable"] for one in rounds),
-        "load_ms": statistics.median(answer["load_ms"] for answer in answers),
-        "first_inference_ms": statistics.median(answer["first_inference_ms"] for answer in answers),
+        "load_ms": round(statistics.median(answer["load_ms"] for answer in answers), 5),
+        "first_inference_ms": round(statistics.median(answer["first_inference_ms"] for answer in answers), 5),
         "conditions": {**answers[0]["conditions"], "after": answers[-1]["conditions"]["after"]},
     }
 

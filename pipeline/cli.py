@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -259,6 +260,8 @@ def _quieten_libraries() -> None:
         "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():  # fmt: skip
         os.environ.setdefault(name, value)
+    for name in ("torchao", "torch.utils._pytree"):  # what they warn of at import concerns nobody who runs a recipe
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

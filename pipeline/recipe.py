@@ -112,13 +112,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
 
 def check_order(stages: list[Stage], origin: str) -> None:
     """Refuse, before any work, a stage whose input no earlier stage makes, or whose work would be lost."""
-    made: dict[str, str] = {}
+    made = {"source": "the recipe"}
     for number, stage in enumerate(stages, start=1):
         place = f"{origin}: stage[{number}].{stage.use}"
         for role in stage.needs:
             if role not in made:
                 makers = [name for name in stage_names() if role in stage_class(name).gives]
-                raise BadInput(f"{place}: needs a {role}, which no earlier stage makes; put {' or '.join(makers)} before it")
+                raise BadInput(f"{place}: needs {role!r}, which no earlier stage makes; put {' or '.join(makers)} before it")
         if "model" in stage.gives and "exported" in made:
             raise BadInput(f"{place}: changes the model after {made['exported']} has written its files; put it before")
         for role in stage.gives:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from io import StringIO
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
@@ -33,16 +34,15 @@ COLUMNS = {
     "p50": "p50 ms", "speedup": "speed-up", "seconds": "seconds",
 }  # fmt: skip
 WIDE, NARROW = 940, 360  # plot widths in pixels, for desks and for phones
+UNBOUNDED = 100_000  # columns of a pipe
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def write_report(ledger: dict[str, Any], path: Path) -> None:
     """Write the page for ``ledger`` (the content of ``ledger.json``) to ``path``."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", ""), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+    loader = jinja2.PackageLoader("pipeline", "")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"fixed": fixed, "short": short, "typeset": typeset}
     path.write_text(environment.get_template("report.html.j2").render(view(ledger)), encoding="utf-8", newline="\n")
 
@@ -52,15 +52,17 @@ def table_lines(ledger: dict[str, Any]) -> list[str]:
     from rich.console import Console
 
     page = StringIO()
-    print_table(ledger, Console(file=page, width=100_000, color_system=None))
+    print_table(ledger, Console(file=page, width=UNBOUNDED, color_system=None))
     return [line.rstrip() for line in page.getvalue().splitlines()]
 
 
-def print_table(ledger: dict[str, Any], console: Console) -> None:
-    """The same table on a terminal; names wrap where it is narrow, figures never do."""
+def print_table(ledger: dict[str, Any], console: Console | None = None) -> None:
+    """The same table on a terminal, standard output if None is given; names wrap where it is narrow, figures never do."""
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = console or Console(width=None if sys.stdout.isatty() else UNBOUNDED)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for key, title in COLUMNS.items():
         is_name = key in ("stage", "what")
@@ -75,7 +77,7 @@ def print_table(ledger: dict[str, Any], console: Console) -> None:
 def rows(ledger: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """`result_rows` of the first target as text, with a row for each stage that reports no model, so that its seconds show."""
     reference = teacher(ledger["stages"])
-    results = iter(result_rows(_on(ledger, *targets(ledger)[:1])))
+    results = iter(result_rows(_on(ledger, _first(targets(ledger)))))
     aim = reference["accuracy"].get("test") if reference else None
     for record in ledger["stages"]:
         made = [f"measurements: {len(record['measurements'])}"] if record["measurements"] else list(record["artifacts"])
@@ -87,7 +89,7 @@ def rows(ledger: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "teacher": is_teacher, "precision": subject and subject["precision"],
                 "params": fixed(raw.get("unique_params"), 2, 1e6), "size": fixed(raw.get("size_bytes"), 2, 1e6),
                 "validation": fixed(raw.get("validation"), 1), "test": fixed(test, 1),
-                "delta": "-" if test is None or aim is None or is_teacher else f"{test - aim:+.1f}",
+                "delta": "-" if test is None or aim is None or is_teacher else f"{round(test - aim, 1) + 0.0:+.1f}",
                 "p50": fixed(raw.get("p50_ms"), 3), "speedup": fixed(raw.get("speedup"), 1, suffix="x"),
                 "seconds": fixed(record["seconds"] if index == 0 else None, 1),
             }  # fmt: skip
@@ -98,7 +100,7 @@ def caption(ledger: dict[str, Any]) -> str:
     reference = teacher(ledger["stages"])
     parts = [f"test: % and points against {reference['name']}"] if reference else []
     for target in targets(ledger)[:1]:
-        baseline = _first(m["name"] if m["baseline"] else None for m in _measurements(_on(ledger, target)))
+        baseline = _first(f"{m['name']} in {m['runtime']}" if m["baseline"] else None for m in _measurements(ledger, target))
         parts.append(f"p50: per real test text, one thread, on {target}")
         parts.append(f"speed-up: against {baseline}" if baseline else "speed-up: no baseline was measured")
     done, reused = (sum(r["seconds"] for r in ledger["stages"] if r["cached"] is cached) for cached in (False, True))
@@ -120,22 +122,21 @@ def headline(ledger: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
     if speedup:
         parts.append(f"{short(max(speedup, 1 / speedup))}x {'faster' if speedup >= 1 else 'slower'} than the teacher")
     parts += [f"{row['delta']} points on test"] if row["delta"] != "-" else []
-    return lead + "Best so far: " * bool(lead) + ", ".join(parts), row
+    return lead + "Made so far: " * bool(lead) + ", ".join(parts), row
 
 
 def view(ledger: dict[str, Any]) -> dict[str, Any]:
     """Everything the template shows."""
     table, (sentence, best) = list(rows(ledger)), headline(ledger)
-    verdict, _, reason = ledger["outcome"].partition(": ")
     return {
-        "ledger": ledger, "verdict": verdict, "reason": reason, "rows": table, "caption": caption(ledger), "headline": sentence,
-        "best": best, "teacher": _first(row if row["teacher"] else None for row in table),
+        "ledger": ledger, "rows": table, "caption": caption(ledger), "headline": sentence, "best": best,
+        "teacher": _first(row if row["teacher"] else None for row in table),
         "targets": [_target_view(ledger, target) for target in targets(ledger)],
     }  # fmt: skip
 
 
 def _target_view(ledger: dict[str, Any], target: str) -> dict[str, Any]:
-    measured = _measurements(_on(ledger, target))
+    measured = _measurements(ledger, target)
     subjects = {s["name"]: s for r in ledger["stages"] for s in r["subjects"]}
     texts = [m for m in measured if m["case"] == "texts"]
     single = [m["name"] for m in texts if m["threads"] == 1]
@@ -178,9 +179,8 @@ def _costs(group: list[dict[str, Any]]) -> dict[str, float | None]:
 def conditions(measured: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Conditions by dotted name; where measurements differ, each value, or the range of numbers."""
     seen: dict[str, dict[str, Any]] = {}
-    for m in measured:
-        for key, value in _flat(m["conditions"] or {}, ""):
-            seen.setdefault(key, {})[repr(value)] = value
+    for key, value in (pair for m in measured for pair in _flat(m["conditions"] or {}, "")):
+        seen.setdefault(key, {})[repr(value)] = value
     return [(key, _spread(list(values.values()))) for key, values in seen.items()]
 
 
@@ -193,11 +193,13 @@ def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _spread(values: list[Any]) -> str:
-    if len(values) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        return f"{min(values):g} to {max(values):g}"
-    words = {None: "not readable", True: "yes", False: "no"}
-    texts = [", ".join(map(str, v)) if isinstance(v, list) else v for v in values]
-    return "; ".join(words[v] if v is None or isinstance(v, bool) else str(v) for v in texts)
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    numbers = [n for one in lists for n in one if type(n) in (int, float)]
+    if len(values) > 1 and len(numbers) == sum(map(len, lists)):
+        return f"{min(numbers):.10g} to {max(numbers):.10g}"
+    words = {"None": "not readable", "True": "yes", "False": "no", "": "none"}
+    texts = [", ".join(map(str, one[:1] if one[1:] == one[:-1] else one)) for one in lists]
+    return "; ".join(words.get(text, text) for text in texts)
 
 
 def scatter(points: list[dict[str, Any]], width: int) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def scatter(points: list[dict[str, Any]], width: int) -> dict[str, Any]:
 
 
 def _bubbles(points: list[dict[str, Any]], width: int, height: int) -> dict[str, Any]:
-    left, top, right, bottom = frame = (44.0, 12.0, width - 4.0, height - 44.0)
+    left, top, right, bottom = frame = (44.0, 24.0, width - 4.0, height - 44.0)
     largest = 34.0 if width == WIDE else 20.0
     inner_width, inner_height = right - left - 2 * largest - 16, bottom - top - 2 * largest - 16
     heaviest, room = max(p["size_mb"] for p in points), min(right - left - 16, 260)
@@ -241,15 +243,14 @@ def place_labels(points: list[dict[str, Any]], frame: Box) -> bool:
     """Give each point a label box inside ``frame`` that touches no bubble or label; False if one finds no room."""
     taken = [(p["x"] - p["r"], p["y"] - p["r"], p["x"] + p["r"], p["y"] + p["r"]) for p in points]
     labels: list[Box] = []
-    for p in points:
+    for p in reversed(points):
         free = [box for box in _spots(p, frame) if not any(overlap(box, t) for t in taken)]
         if not free:
             return False
         clear = (box for box in free if not any(overlap(dot, label) for dot in _leader(p, box) for label in labels))
         box = next(clear, free[0])
         line = _leader(p, box)
-        labels.append(box)
-        taken += [box, *line]
+        labels, taken = [*labels, box], [*taken, box, *line]
         anchor = "end" if box[2] <= p["x"] else "start" if box[0] >= p["x"] else "middle"
         label_x = {"start": box[0], "end": box[2], "middle": (box[0] + box[2]) / 2}[anchor]
         p |= {"box": box, "anchor": anchor, "label_x": label_x, "leader": (*line[0][:2], *line[-1][:2]) if line else None}
@@ -259,9 +260,9 @@ def place_labels(points: list[dict[str, Any]], frame: Box) -> bool:
 def _spots(p: dict[str, Any], frame: Box, height: float = 30.0) -> Iterator[Box]:
     """Label boxes around the bubble that lie in the frame: beside it first, then further and further off."""
     for gap in range(5, int(frame[3]), 12):
-        for angle in (0, 180, 270, 90, 315, 225, 45, 135, 340, 200, 20, 160, 295, 245, 65, 115):
-            x = p["x"] + math.cos(math.radians(angle)) * (p["r"] + gap + p["label_width"] / 2)
-            y = p["y"] + math.sin(math.radians(angle)) * (p["r"] + gap + height / 2)
+        for across, down in ((1, 0), (-1, 0), (0, -1), (0, 1), *product((1, -1, 0.5, -0.5), (-1, 1)), (1, -0.5), (-1, -0.5)):
+            x = p["x"] + across * (p["r"] + gap + p["label_width"] / 2)
+            y = p["y"] + down * (p["r"] + gap + height / 2)
             box = (x - p["label_width"] / 2, y - height / 2, x + p["label_width"] / 2, y + height / 2)
             if box[0] > frame[0] + 2 and box[1] > frame[1] and box[2] < frame[2] - 2 and box[3] < frame[3] - 2:
                 yield box
@@ -284,14 +285,13 @@ def targets(ledger: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(m["target"] for m in _measurements(ledger)))
 
 
-def _measurements(ledger: dict[str, Any]) -> list[dict[str, Any]]:
-    return [m for record in ledger["stages"] for m in record["measurements"]]
+def _measurements(ledger: dict[str, Any], target: str | None = None) -> list[dict[str, Any]]:
+    return [m for record in ledger["stages"] for m in record["measurements"] if target in (None, m["target"])]
 
 
-def _on(ledger: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The ledger with the measurements of these targets only."""
-    stages = ledger["stages"]
-    return ledger | {"stages": [r | {"measurements": [m for m in r["measurements"] if m["target"] in names]} for r in stages]}
+def _on(ledger: dict[str, Any], target: str | None) -> dict[str, Any]:
+    """The ledger with the measurements of this target only."""
+    return ledger | {"stages": [r | {"measurements": _measurements({"stages": [r]}, target)} for r in ledger["stages"]]}
 
 
 def _first(values: Iterable[Any]) -> Any:
@@ -319,11 +319,11 @@ def typeset(text: str) -> str:
 
 def text_width(text: str, size: float) -> float:
     """Pixels that a text needs at most in any usual sans-serif face."""
-    return size * sum(1.05 if east_asian_width(c) in "WF" else 0.9 if c.isupper() or c in "mw%@…" else 0.62 for c in text)
+    known = dict.fromkeys("mwMW%@…", 1.05) | dict.fromkeys(" .,:;·'|ijl", 0.4)
+    return size * sum(known.get(c, 1.05 if east_asian_width(c) in "WF" else 0.82 if c.isupper() else 0.66) for c in text)
 
 
 def clip(text: str, size: float, room: float) -> str:
-    """``text``, cut to ``room`` pixels."""
-    while text_width(text, size) > room:
-        text = text.removesuffix("…")[:-1] + "…"
-    return text
+    """``text``, cut in the middle where it needs more than ``room`` pixels: names that look alike differ at their ends."""
+    cuts = (text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :] for keep in range(len(text) - 1, -1, -1))
+    return text if text_width(text, size) <= room else next(cut for cut in cuts if text_width(cut, size) <= room)

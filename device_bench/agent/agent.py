@@ -114,11 +114,13 @@ def run_job(job: dict) -> dict:
 
 def read_texts(path: str) -> list:
     """Texts as int arrays [n_tokens] of an .npz with ``ids`` and ``offsets``."""
+    import numpy as np
+
     ids, offsets = read_array(path, "ids"), read_array(path, "offsets")
     lengths = offsets[1:] - offsets[:-1]
     if len(lengths) == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or lengths.min() < 1:
         raise AgentError("bad_job", f"{path}: offsets must rise from 0 to the {len(ids)} ids, one text or more")
-    return [ids[start:end] for start, end in zip(offsets[:-1], offsets[1:])]
+    return np.split(ids, offsets[1:-1])
 
 
 def read_array(path: str, name: str):
@@ -271,8 +273,9 @@ def check_golden(job: dict, model, golden) -> None:
     """Refuse a model with a golden logit that is off by more than the tolerance, or not a number."""
     import numpy as np
 
-    for number, (ids, expected) in enumerate(zip(*golden), start=1):
-        got = infer(job, model, model.feed(ids))[0]
+    texts, logits = golden
+    for number, ids in enumerate(texts, start=1):
+        got, expected = infer(job, model, model.feed(ids))[0], logits[number - 1]
         worst = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("nan")
         if not worst <= job["tolerance"]:
             message = f"{job['model']}: golden case {number} differs by {worst:.4g}, at most {job['tolerance']:.4g} is allowed"
@@ -305,7 +308,7 @@ def measure_case(job: dict, model, case: dict, texts: list) -> dict:
         texts = [np.resize(ids, case["length"]) for ids in texts[: job["warmup"]["window"]]]  # repeated or cut
     feeds = [model.feed(ids) for ids in texts]
     lengths = [len(ids) for ids in texts]
-    shapes = {model.computed_length(length): feed for length, feed in zip(lengths, feeds)}
+    shapes = {model.computed_length(length): feeds[index] for index, length in enumerate(lengths)}
     warmup = warm_up(job, model, list(shapes.values()), feeds)
     gc.collect()
     gc.disable()
@@ -398,7 +401,8 @@ def read_conditions(root: Path, runtime: str | None) -> dict:
     """
     cpu = read_cpu(root)
     flags = (cpu.get("flags") or cpu.get("Features") or [""])[0].split()
-    parts = [f"implementer {i} part {p}" for i, p in zip(cpu.get("CPU implementer", []), cpu.get("CPU part", []))]
+    arm_parts = zip(cpu.get("CPU implementer", []), cpu.get("CPU part", []))  # noqa: B905 - strict= needs Python 3.10
+    parts = [f"implementer {implementer} part {part}" for implementer, part in arm_parts]
     cores = core_folders(root)
     numpy = sys.modules.get("numpy")
     return {

@@ -32,9 +32,9 @@ def find_source(name: str, recipe_folder: Path | None = None) -> Path:
         BadInput: found nowhere on this machine.
         IntegrityError: a packaged model whose weights are not the published ones.
     """
-    for folder in [recipe_folder / name] * (recipe_folder is not None) + [Path(name)]:
-        if folder.is_dir():
-            return folder
+    for base in (recipe_folder, Path()):
+        if base is not None and (base / name).is_dir():
+            return base / name
     if name in PACKAGED:
         package, inside, sha256 = PACKAGED[name]
         spec = find_spec(package)

@@ -138,6 +138,8 @@ def read_rows(path: Path, text_column: str, label_column: str) -> Iterator[tuple
                 raise BadInput(f"{path}:{line}: no column {column!r}; the columns are {', '.join(map(str, record))}")
             if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
                 raise BadInput(f"{path}:{line}: {column} must be a text that is not empty, got {value!r}")
+            if column == label_column and len(str(value).splitlines()) > 1:
+                raise BadInput(f"{path}:{line}: label {value!r} has a line break; labels stand one to a line in labels.txt")
             values.append(str(value))
         yield line, Row(*values)
 

@@ -1,0 +1,84 @@
+"""What caching the teacher saves: seconds of a distillation step with its outputs on disk, and with it running.
+
+    python benchmarks/teacher_cache.py CACHE
+
+CACHE is the cache of a finished clinc150 run, whose teacher and student are used. Both kinds of step are timed in
+turns in one process; one JSON document is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from pipeline.cache import Cache
+from pipeline.checkpoint import Checkpoint
+from pipeline.methods.distill.losses import logit_loss
+from pipeline.methods.distill.teacher import collect
+from pipeline.progress import Progress
+from pipeline.recipe import load_recipe
+from pipeline.tasks import load_data
+from pipeline.tasks.batches import EncodedTexts, make_batch, shuffled_rows
+from pipeline.training import mixed_precision
+
+ROUNDS, STEPS, BATCH = 5, 40, 64
+
+
+def main() -> int:
+    cache = Cache(Path(sys.argv[1]))
+    folders = {entry["stage"]: cache.root / "stages" / entry["key"] for entry in cache.entries()}
+    teacher = Checkpoint.load(folders["prune-vocab"] / "model")
+    student = Checkpoint.load(folders["distill-mobilebert"] / "model").model.train()
+    data = load_data(load_recipe("clinc150").task, None)
+    texts = teacher.encode(data.train, {label: i for i, label in enumerate(data.labels)}, 64)
+    half = mixed_precision("auto") == "bf16"
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
+    with tempfile.TemporaryDirectory() as name:
+        started = time.monotonic()
+        outputs = collect(teacher.model, texts, Path(name) / "cache", Progress(quiet=True))
+        collect_seconds = time.monotonic() - started
+
+        def cached(rows, batch):
+            return outputs.logits[torch.from_numpy(rows)]
+
+        @torch.no_grad()
+        def running(rows, batch):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                return teacher.model(batch.input_ids, batch.attention_mask).logits.float()
+
+        seconds: dict[str, list[float]] = {"cached": [], "running": []}
+        for turn in range(ROUNDS):
+            batches = shuffled_rows(texts, BATCH, 0, turn)[:STEPS]
+            for kind, expected in (("cached", cached), ("running", running)):
+                seconds[kind].append(timed(student, optimizer, texts, batches, expected, half))
+    cached_seconds, running_seconds = (statistics.median(seconds[kind]) for kind in ("cached", "running"))
+    steps = len(texts) / BATCH / STEPS
+    print(json.dumps({
+        "cached_epoch_seconds": round(cached_seconds * steps, 2), "running_epoch_seconds": round(running_seconds * steps, 2),
+        "ratio": round(cached_seconds / running_seconds, 3), "collect_once_seconds": round(collect_seconds, 2), "threads": torch.get_num_threads(),
+    }))  # fmt: skip
+    return 0
+
+
+def timed(student, optimizer, texts: EncodedTexts, batches, expected, half: bool) -> float:
+    """Seconds of one training step per batch."""
+    started = time.monotonic()
+    for rows in batches:
+        batch = make_batch(texts, rows)
+        wanted = expected(rows, batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = logit_loss(student(batch.input_ids, batch.attention_mask).logits, wanted, 2.0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""A bundle proves itself, and every kind of damage is found and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtimes import backends, classifier
+from runtimes.bundle import CHECKSUMS, check_sums, is_safe_name, open_bundle, write_sums
+from runtimes.classifier import Classifier
+from runtimes.errors import BadInput, IntegrityError
+from runtimes.verify import verify
+from tests.conftest import ROWS
+
+
+@pytest.fixture
+def bundle(tiny_run, tmp_path) -> Path:
+    shutil.copytree(tiny_run / "bundle", tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def rewrite(bundle: Path, change) -> None:
+    """Change the manifest and make the checksums match again."""
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    change(manifest)
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    write_sums(bundle, exclude=("report",))
+
+
+def test_a_whole_bundle_verifies_on_both_runtimes(bundle):
+    files, checks = verify(bundle)
+    assert files == sum(1 for p in bundle.rglob("*") if p.is_file())
+    assert {check.file for check in checks} == {"onnx/model.onnx", "onnx/model_quantized.onnx", "tflite/model_fp32.tflite", "tflite/model_int8.tflite"}
+    assert all(check.runtime and check.cases >= 20 and check.worst <= check.tolerance for check in checks)
+
+
+def test_the_checksums_are_those_of_sha256sum(bundle):
+    for folder in (bundle, bundle / "report"):
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", CHECKSUMS], cwd=folder, check=True)
+
+
+def test_one_flipped_byte_anywhere_is_found(bundle):
+    for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        original = file.read_bytes()
+        file.write_bytes(bytes(data))
+        with pytest.raises(IntegrityError):
+            verify(bundle)
+        file.write_bytes(original)
+    verify(bundle)
+
+
+def test_missing_and_foreign_files_are_found(bundle):
+    (bundle / "extra.txt").write_text("x")
+    with pytest.raises(IntegrityError, match="extra.txt: not listed"):
+        check_sums(bundle)
+    (bundle / "extra.txt").unlink()
+    (bundle / "vocab.txt").unlink()
+    with pytest.raises(IntegrityError, match=r"vocab\.txt: listed in SHA256SUMS but missing"):
+        check_sums(bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "a\\b", "C:/x", ""])
+def test_paths_that_leave_the_bundle_are_refused(bundle, name):
+    assert not is_safe_name(name)
+    rewrite(bundle, lambda m: m["models"][0].update(file=name))
+    with pytest.raises(IntegrityError, match="would leave the bundle; refused"):
+        open_bundle(bundle)
+
+
+def test_a_checksum_line_that_leaves_the_bundle_is_refused(bundle):
+    with (bundle / CHECKSUMS).open("a") as file:
+        file.write(f"{'0' * 64}  ../secret\n")
+    with pytest.raises(IntegrityError, match="would leave the bundle"):
+        check_sums(bundle)
+
+
+def test_a_newer_schema_is_refused_and_unknown_keys_are_ignored(bundle):
+    rewrite(bundle, lambda m: m.update(future={"x": 1}))
+    verify(bundle)
+    rewrite(bundle, lambda m: m.update(schema=2))
+    with pytest.raises(IntegrityError, match="schema 2; this version reads schema 1"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "models": 3}'])
+def test_a_broken_manifest_is_an_integrity_error(bundle, content):
+    (bundle / "bundle.json").write_text(content)
+    with pytest.raises(IntegrityError, match=r"bundle\.json"):
+        open_bundle(bundle)
+
+
+def test_no_bundle_there(tmp_path):
+    with pytest.raises(BadInput, match=r"no bundle there"):
+        open_bundle(tmp_path)
+
+
+def test_a_model_that_answers_differently_is_found(bundle):
+    """Checksums in order, but the file is another model: only the golden cases can tell."""
+    shutil.copyfile(bundle / "tflite" / "model_int8.tflite", bundle / "tflite" / "model_fp32.tflite")
+    write_sums(bundle, exclude=("report",))
+    with pytest.raises(IntegrityError, match=r"tflite/model_fp32\.tflite: golden case \d+ differs by"):
+        verify(bundle)
+
+
+def test_another_tokenizer_is_found(bundle):
+    text = (bundle / "tokenizer.json").read_text()
+    (bundle / "tokenizer.json").write_text(text.replace('"lowercase":true', '"lowercase":false'))
+    write_sums(bundle, exclude=("report",))
+    with pytest.raises(IntegrityError, match="the tokenizer gives"):
+        verify(bundle)
+
+
+def test_every_file_gives_the_same_label_for_the_texts_it_learned(bundle):
+    for file in ("onnx/model.onnx", "onnx/model_quantized.onnx", "tflite/model_fp32.tflite", "tflite/model_int8.tflite"):
+        model = Classifier(bundle, file)
+        answers = [model.predict(text).label == label for label, texts in ROWS.items() for text in texts]
+        assert np.mean(answers) > 0.6, file
+
+
+def test_onnx_and_tflite_agree_with_each_other(bundle):
+    models = [Classifier(bundle, file) for file in ("onnx/model.onnx", "tflite/model_fp32.tflite")]
+    for text in ["turn on the light", "a", "", "play " * 40]:
+        ids = models[0].encoder.encode(text)
+        assert np.abs(models[0].model.logits(ids) - models[1].model.logits(ids)).max() < 1e-3
+
+
+def test_long_texts_are_cut_and_told(bundle):
+    model = Classifier(bundle)
+    assert model.predict("light " * 100).truncated
+    assert not model.predict("light").truncated
+    assert model.encoder.truncated == 1
+
+
+def test_the_bucket_is_the_smallest_that_holds_the_text(bundle):
+    model = backends.TfliteModel(bundle / "tflite" / "model_fp32.tflite")
+    assert model.buckets == [8, 16]
+    used = []
+    for bucket, runner in list(model._runners.items()):
+        model._runners[bucket] = lambda bucket=bucket, runner=runner, **feeds: used.append(bucket) or runner(**feeds)
+    for tokens in (1, 7, 8, 9, 16):
+        model.logits([2] * tokens)
+    assert used == [8, 8, 8, 16, 16]
+    with pytest.raises(BadInput, match="17 tokens do not fit the largest bucket of 16"):
+        model.logits([2] * 17)
+
+
+def test_a_missing_runtime_is_named_and_the_other_one_is_used(bundle, monkeypatch):
+    def absent():
+        raise BadInput("no TFLite runtime is installed")
+
+    monkeypatch.setattr(backends, "_interpreter_class", absent)
+    assert Classifier(bundle).entry.format == "onnx"
+    _, checks = verify(bundle)
+    assert {check.file: check.runtime is None for check in checks}["tflite/model_int8.tflite"] is True
+    monkeypatch.setattr(classifier, "installed_formats", dict)
+    with pytest.raises(BadInput, match=r"no runtime for its formats \(onnx, tflite\)"):
+        Classifier(bundle)
+    with pytest.raises(BadInput, match="no model file 'x'; it has tflite/"):
+        Classifier(bundle, "x")
+
+
+def test_a_file_no_runtime_can_read_is_an_integrity_error(tmp_path):
+    for name in ("x.onnx", "x.tflite"):
+        (tmp_path / name).write_bytes(b"nonsense")
+        with pytest.raises(IntegrityError, match=f"{name}: .* cannot read it"):
+            backends.load_model(tmp_path / name)
+    with pytest.raises(BadInput, match="no runtime for '.pt'"):
+        backends.load_model(tmp_path / "x.pt")
