@@ -34,7 +34,7 @@ test: $(STAMP) lint
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/clinc150.py
+	$(BIN)/python benchmarks/clinc150.py; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

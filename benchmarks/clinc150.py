@@ -78,7 +78,10 @@ def measure_teacher_cache(folder: Path) -> dict[str, float]:
 
 def machine(ledger: dict[str, Any]) -> dict[str, Any]:
     conditions = next(m["conditions"] for r in ledger["stages"] for m in r["measurements"])
-    return {"cpu": conditions["cpu_model"], "isa": conditions["isa"], "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+    return {
+        "cpu": conditions["cpu_model"], "isa": conditions["isa"], "cores": os.cpu_count(),
+        "kernel": platform.release(), "python": platform.python_version(),
+    }  # fmt: skip
 
 
 def checks(figures: dict[str, Any]) -> list[dict[str, Any]]:

@@ -251,9 +251,11 @@ FILLERS: dict[str, tuple[str, ...]] = {
     "closing": _values("please, thanks, thank you, for me, right now, now, okay, if you can, when you can, um"),
 }
 # "could you" only goes before a verb; templates that begin with one of these words do not begin with a verb.
-NOT_A_REQUEST = frozenset(
-    ["alarm", "am", "any", "are", "battery", "did", "directions", "do", "don't", "garage", "have", "how", "i", "i'm", "is", "it's", "lamp", "less", "lights", "louder", "my", "new", "next", "no", "not", "quieter", "the", "timer", "traffic", "volume", "we", "we're", "weather", "what", "what's", "when", "where", "which", "will"]
-)
+NOT_A_REQUEST = frozenset(_values(
+    "alarm, am, any, are, battery, did, directions, do, don't, garage, have, how, i, i'm, is, it's, lamp, less, "
+    "lights, louder, my, new, next, no, not, quieter, the, timer, traffic, volume, we, we're, weather, what, "
+    "what's, when, where, which, will"
+))  # fmt: skip
 
 
 def make_commands(seed: int = 0) -> ClassificationData:

@@ -70,7 +70,9 @@ def test_two_builds_are_byte_identical(go, tiny_run, tmp_path):
         assert file.read_bytes() == other.read_bytes(), file.name
 
 
-@pytest.mark.parametrize(("change", "rerun"), [("quantize.scheme=int8-dynamic", []), ("bench.rounds=1", ["bench"]), ("export.buckets=[8]", STAGES[4:])])
+@pytest.mark.parametrize(
+    ("change", "rerun"), [("quantize.scheme=int8-dynamic", []), ("bench.rounds=1", ["bench"]), ("export.buckets=[8]", STAGES[4:])]
+)
 def test_a_changed_stage_reruns_itself_and_those_after_it(go, tiny_run, tmp_path, change, rerun):
     shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
     ledger = go(tmp_path / "out", tmp_path / "cache", change)

@@ -10,6 +10,7 @@ from pipeline.tasks.text_classification import Row, hold_out, read_folder
 from runtimes.errors import BadInput
 
 GOOD = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]
+ONE_CLASS = [{"text": "x", "label": "a"}] * 3
 
 
 def lines(rows) -> bytes:
@@ -32,7 +33,7 @@ def folder(tmp_path, **files):
         ({"test": None}, r"no test file"),
         ({"test": lines([*GOOD[:2], {"text": "x", "label": "new"}])}, r"test\.jsonl:3: label 'new' never occurs in train\.jsonl"),
         ({"train": lines(GOOD[:2]) + b'{"text": "caf\xe9", "label": "a"}\n'}, r"train\.jsonl:3: byte 0xe9 is not UTF-8"),
-        ({"train": lines([{"text": "x", "label": "a"}] * 3), "validation": None, "test": lines([{"text": "x", "label": "a"}])}, "at least two classes"),
+        ({"train": lines(ONE_CLASS), "validation": None, "test": lines(ONE_CLASS)}, "at least two classes"),
         ({"train": lines(GOOD) + b"{oops\n"}, r"train\.jsonl:21: not JSON"),
         ({"train": lines(GOOD) + b"[1]\n"}, r"train\.jsonl:21: an object with columns is needed"),
         ({"train": lines([{"text": "  ", "label": "a"}])}, r"train\.jsonl:1: text must be a text that is not empty"),

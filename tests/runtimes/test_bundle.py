@@ -17,6 +17,8 @@ from runtimes.errors import BadInput, IntegrityError
 from runtimes.verify import verify
 from tests.conftest import ROWS
 
+FILES = {"onnx/model.onnx", "onnx/model_quantized.onnx", "tflite/model_fp32.tflite", "tflite/model_int8.tflite"}
+
 
 @pytest.fixture
 def bundle(tiny_run, tmp_path) -> Path:
@@ -35,7 +37,7 @@ def rewrite(bundle: Path, change) -> None:
 def test_a_whole_bundle_verifies_on_both_runtimes(bundle):
     files, checks = verify(bundle)
     assert files == sum(1 for p in bundle.rglob("*") if p.is_file())
-    assert {check.file for check in checks} == {"onnx/model.onnx", "onnx/model_quantized.onnx", "tflite/model_fp32.tflite", "tflite/model_int8.tflite"}
+    assert {check.file for check in checks} == FILES
     assert all(check.runtime and check.cases >= 20 and check.worst <= check.tolerance for check in checks)
 
 
@@ -58,7 +60,7 @@ def test_one_flipped_byte_anywhere_is_found(bundle):
 
 def test_missing_and_foreign_files_are_found(bundle):
     (bundle / "extra.txt").write_text("x")
-    with pytest.raises(IntegrityError, match="extra.txt: not listed"):
+    with pytest.raises(IntegrityError, match=r"extra\.txt: not listed"):
         check_sums(bundle)
     (bundle / "extra.txt").unlink()
     (bundle / "vocab.txt").unlink()
@@ -118,7 +120,7 @@ def test_another_tokenizer_is_found(bundle):
 
 
 def test_every_file_gives_the_same_label_for_the_texts_it_learned(bundle):
-    for file in ("onnx/model.onnx", "onnx/model_quantized.onnx", "tflite/model_fp32.tflite", "tflite/model_int8.tflite"):
+    for file in FILES:
         model = Classifier(bundle, file)
         answers = [model.predict(text).label == label for label, texts in ROWS.items() for text in texts]
         assert np.mean(answers) > 0.6, file
@@ -171,5 +173,5 @@ def test_a_file_no_runtime_can_read_is_an_integrity_error(tmp_path):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(IntegrityError, match=f"{name}: .* cannot read it"):
             backends.load_model(tmp_path / name)
-    with pytest.raises(BadInput, match="no runtime for '.pt'"):
+    with pytest.raises(BadInput, match=r"no runtime for '\.pt'"):
         backends.load_model(tmp_path / "x.pt")
