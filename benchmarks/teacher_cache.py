@@ -25,7 +25,7 @@ from pipeline.progress import Progress
 from pipeline.recipe import load_recipe
 from pipeline.tasks import load_data
 from pipeline.tasks.batches import EncodedTexts, make_batch, shuffled_rows
-from pipeline.training import mixed_precision
+from pipeline.training import half_precision
 
 ROUNDS, STEPS, BATCH = 5, 40, 64
 
@@ -37,7 +37,6 @@ def main() -> int:
     student = Checkpoint.load(folders["distill-mobilebert"] / "model").model.train()
     data = load_data(load_recipe("clinc150").task, None)
     texts = teacher.encode(data.train, {label: i for i, label in enumerate(data.labels)}, 64)
-    half = mixed_precision("auto") == "bf16"
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     with tempfile.TemporaryDirectory() as name:
         started = time.monotonic()
@@ -49,14 +48,14 @@ def main() -> int:
 
         @torch.no_grad()
         def running(rows, batch):
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with half_precision():
                 return teacher.model(batch.input_ids, batch.attention_mask).logits.float()
 
         seconds: dict[str, list[float]] = {"cached": [], "running": []}
         for turn in range(ROUNDS):
             batches = shuffled_rows(texts, BATCH, 0, turn)[:STEPS]
             for kind, expected in (("cached", cached), ("running", running)):
-                seconds[kind].append(timed(student, optimizer, texts, batches, expected, half))
+                seconds[kind].append(timed(student, optimizer, texts, batches, expected))
     cached_seconds, running_seconds = (statistics.median(seconds[kind]) for kind in ("cached", "running"))
     steps = len(texts) / BATCH / STEPS
     print(json.dumps({
@@ -66,13 +65,13 @@ def main() -> int:
     return 0
 
 
-def timed(student, optimizer, texts: EncodedTexts, batches, expected, half: bool) -> float:
+def timed(student, optimizer, texts: EncodedTexts, batches, expected) -> float:
     """Seconds of one training step per batch."""
     started = time.monotonic()
     for rows in batches:
         batch = make_batch(texts, rows)
         wanted = expected(rows, batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with half_precision():
             loss = logit_loss(student(batch.input_ids, batch.attention_mask).logits, wanted, 2.0)
         loss.backward()
         optimizer.step()

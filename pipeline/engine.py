@@ -21,7 +21,7 @@ from pipeline.recipe import Recipe
 from pipeline.report import write_report
 from pipeline.stage import Artifact, Context, Stage
 from pipeline.tasks import load_data
-from runtimes.bundle import REPORT, write_sums
+from runtimes.bundle import MANIFEST, REPORT, write_sums
 from runtimes.errors import BadInput, PocketbertError
 
 
@@ -129,5 +129,7 @@ def _check_writable(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from error
+    if (out / "bundle").exists() and not (out / "bundle" / MANIFEST).is_file():
+        raise BadInput(f"--out {out}: holds a 'bundle' that is none of ours, and it would be replaced; choose another folder")
 
 

@@ -84,7 +84,7 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
         GateFailed: the loss is no longer a finite number. The last good checkpoint stays.
     """
     plan, module = job.plan, job.module
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed_precision(plan.precision))
+    accelerator = Accelerator(cpu=True)
     groups = job.groups or {"all": [p for p in module.parameters() if p.requires_grad]}
     optimizer = torch.optim.AdamW(_decayed(groups, plan.weight_decay), lr=plan.learning_rate, fused=True)
     module, optimizer = accelerator.prepare(module, optimizer)
@@ -103,7 +103,7 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
                 rate = plan.learning_rate * min((step + 1) / warmup, (total - step) / max(1, total - warmup))
                 for group in optimizer.param_groups:
                     group["lr"] = rate * (plan.rate_rule(step, group["name"]) if plan.rate_rule else 1.0)
-                with accelerator.autocast():
+                with half_precision(plan.precision):
                     loss, parts = job.loss(module, make_batch(job.texts, own), step)
                 value = loss.item()
                 if not math.isfinite(value):
@@ -130,12 +130,10 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
     return history
 
 
-def mixed_precision(precision: str) -> str:
-    """accelerate's name for ``auto``, ``bf16`` or ``fp32`` on this machine."""
-    if precision == "auto":
-        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if fast else "fp32"
-    return {"bf16": "bf16", "fp32": "no"}[precision]
+def half_precision(precision: str = "auto") -> torch.autocast:
+    """Context in which matrices are multiplied in bfloat16: always (``bf16``), never (``fp32``), where it is fast (``auto``)."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))
 
 
 @torch.no_grad()

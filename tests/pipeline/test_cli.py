@@ -87,6 +87,7 @@ def test_methods_lists_stages_and_shows_one_with_paper_and_options():
     shown = pocketbert("methods", "distill-mobilebert")
     assert "arXiv:2004.02984" in shown.stdout
     assert "bottleneck_size = 128" in shown.stdout
+    assert "Softens both distributions" in shown.stdout, "options of a shared base are explained too"
     for option in json.loads(pocketbert("methods", "distill-mobilebert", "--json").stdout)[0]["options"]:
         assert option["name"] in shown.stdout
     refused(pocketbert("methods", "distil-mobilebert"), 2, "did you mean 'distill-mobilebert'")
@@ -145,6 +146,22 @@ def test_bad_input_ends_with_two(arguments, words, tmp_path):
 def test_a_read_only_output_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     refused(pocketbert("run", "demo", "--out", str(tmp_path / "file" / "x")), 2, "cannot be written")
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny_run, tiny_recipe, tiny_model, tiny_data, tmp_path):
+    """A real file system of 400 kB under the output folder, in a mount namespace of its own."""
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [
+        *POCKETBERT, "run", str(tiny_recipe), "--model", str(tiny_model), "--data", str(tiny_data),
+        "--cache", str(tiny_run.parent / "cache"), "--out", str(out), "--quiet",
+    ]  # fmt: skip
+    mount = f"mount -t tmpfs -o size=400k tmpfs {out} && exec \"$@\""
+    if subprocess.run(["unshare", "--mount", "sh", "-c", f"mount -t tmpfs -o size=400k tmpfs {out}"], capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system, so no small disk can be made")
+    full = subprocess.run(["unshare", "--mount", "sh", "-c", mount, "sh", *command], capture_output=True, text=True)
+    refused(full, 2, "No space left on device", "the same command goes on from there")
+    assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_ctrl_c_stops_with_a_clean_message_and_keeps_the_work(tiny_recipe, tiny_model, tiny_data, tmp_path):

@@ -177,6 +177,14 @@ def test_read_only_output_is_refused_before_any_work(go, tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_folder_called_bundle_that_is_none_is_never_replaced(go, tmp_path):
+    (tmp_path / "out" / "bundle").mkdir(parents=True)
+    (tmp_path / "out" / "bundle" / "thesis.txt").write_text("three years of work")
+    with pytest.raises(BadInput, match="none of ours"):
+        go(tmp_path / "out", tmp_path / "cache")
+    assert (tmp_path / "out" / "bundle" / "thesis.txt").exists()
+
+
 def test_a_full_disk_loses_nothing(go, tiny_run, tmp_path, monkeypatch):
     """The disk fills while the bundle is published: the earlier one stays whole, and a later run goes on."""
     shutil.copytree(tiny_run, tmp_path / "out")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pipeline.cache import digest
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 class LogitDistillation(BaseModel):
     """Options of a distillation from logits."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     epochs: float = Field(8.0, ge=0)
     """Passes over the transfer set (texts and their copies) that learn from the teacher's logits."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.models.encoder import Encoder
 from pipeline.progress import Progress
 from pipeline.tasks.batches import Batch, EncodedTexts, in_order
-from pipeline.training import EVALUATION_BATCH, mixed_precision
+from pipeline.training import EVALUATION_BATCH, half_precision
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,10 @@ def _write(teacher: Encoder, texts: EncodedTexts, folder: Path, progress: Progre
         shape = (len(texts.ids), len(layers), teacher.config.hidden_size)
         features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
         attention = np.lib.format.open_memmap(folder / "attention.npy", "w+", np.float16, (int(pair_start[-1]), len(layers), heads))
-    half = mixed_precision("auto") == "bf16"
     done = 0
     with progress.training("teacher outputs", len(texts)) as report:
         for batch in in_order(texts, EVALUATION_BATCH):
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with half_precision():
                 out = teacher(
                     batch.input_ids, batch.attention_mask, output_hidden_states=bool(layers), output_attention_scores=bool(layers)
                 )
