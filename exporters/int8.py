@@ -17,6 +17,7 @@ from pathlib import Path
 import onnx
 
 from exporters.onnx_file import clean
+from exporters.tflite_compact import compact
 
 ONNX_OPERATORS = ["MatMul", "Gather"]
 
@@ -77,3 +78,5 @@ def quantize_tflite(source: Path, target: Path) -> None:
         job = quantizer.Quantizer(str(source))
         job.load_quantization_recipe(recipe.dynamic_wi8_afp32())
         job.quantize().export_model(str(target), overwrite=True)
+    target.chmod(0o644)  # the quantizer makes it executable
+    compact(target)

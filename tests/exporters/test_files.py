@@ -160,3 +160,29 @@ def test_stock_optimum_and_transformers_load_the_bundle(tiny_run):
         ours = Classifier(bundle, f"onnx/{file}").predict("turn on the light")
         assert answer["label"] == ours.label
         assert answer["score"] == pytest.approx(ours.probability, abs=1e-4)
+
+
+def test_compacting_changes_no_answer_and_lets_signatures_share(teacher, tmp_path):
+    import shutil
+
+    from ai_edge_quantizer import quantizer, recipe
+
+    from exporters.tflite_compact import compact
+
+    model = student(teacher, hidden_size=64, bottleneck_size=32, ffn_size=64)
+    sizes = {}
+    for name, buckets in (("one", [16]), ("three", [4, 8, 16])):
+        export_tflite(model, tmp_path / "m.tflite", buckets)
+        job = quantizer.Quantizer(str(tmp_path / "m.tflite"))
+        job.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+        plain, made = tmp_path / f"{name}_plain.tflite", tmp_path / f"{name}.tflite"
+        job.quantize().export_model(str(plain), overwrite=True)
+        shutil.copyfile(plain, made)
+        compact(made)
+        sizes[name] = (plain.stat().st_size, made.stat().st_size)
+        before, after = load_model(plain), load_model(made)
+        for ids in id_lists():
+            assert np.array_equal(before.logits(ids), after.logits(ids))
+    assert sizes["three"][1] < sizes["three"][0]
+    growth = [sizes["three"][i] - sizes["one"][i] for i in (0, 1)]
+    assert growth[1] < 0.9 * growth[0], "two more buckets cost less than they did"

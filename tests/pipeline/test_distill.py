@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.augment import masked_copies
+from pipeline.methods.distill.augment import altered_copies, nearest_words
 from pipeline.methods.distill.losses import attention_loss, feature_map_loss, logit_loss
 from pipeline.methods.distill.mobilebert import DistillMobilebert, layer_map, make_student, principal_embeddings
 from pipeline.methods.distill.teacher import collect, group_heads, valid_pairs
@@ -97,17 +97,30 @@ def test_layer_map_is_even_and_ends_at_the_last():
     assert layer_map(6, 6) == (1, 2, 3, 4, 5, 6)
 
 
-def test_masked_copies_touch_neither_specials_nor_lengths(texts):
-    copies = masked_copies(texts, 50, 0.3, 0.2, frozenset({0, 1, 2, 3, 4}), 4, seed=0)
+def test_nearest_words_are_the_nearest_and_never_specials_or_the_word_itself():
+    table = torch.eye(12)
+    table[7] += 0.5 * table[5]
+    table[9] += 0.3 * table[5]
+    table[1] = table[5]
+    assert nearest_words(table, np.array([5]), frozenset({0, 1, 2}), 2).tolist() == [[7, 9]]
+
+
+def test_altered_copies_touch_neither_specials_nor_lengths(teacher, texts):
+    table, specials = teacher.model.embeddings.word.weight, frozenset({0, 1, 2, 3, 4})
+    copies = altered_copies(texts, 50, 0.3, 0.2, table, 5, specials, 4, seed=0)
     assert len(copies) == 50 * len(texts)
     assert (copies.labels == -1).all()
     originals = np.tile(texts.ids, 50)
     assert (copies.ids[np.isin(originals, [2, 3])] == originals[np.isin(originals, [2, 3])]).all()
     free = ~np.isin(originals, [0, 1, 2, 3, 4])
     assert abs((copies.ids[free] == 4).mean() - 0.3) < 0.05
-    untouched = masked_copies(texts, 1, 0.0, 0.0, frozenset({2, 3}), 4, seed=0)
+    exchanged = free & (copies.ids != originals) & (copies.ids != 4)
+    assert abs(exchanged[free].mean() - 0.2) < 0.05
+    near = nearest_words(table, originals[exchanged], specials, 5)
+    assert (near == copies.ids[exchanged][:, None]).any(axis=1).all(), "only near words are put in"
+    untouched = altered_copies(texts, 1, 0.0, 0.0, table, 5, specials, 4, seed=0)
     assert (untouched.ids == texts.ids).all()
-    again = masked_copies(texts, 50, 0.3, 0.2, frozenset({0, 1, 2, 3, 4}), 4, seed=0)
+    again = altered_copies(texts, 50, 0.3, 0.2, table, 5, specials, 4, seed=0)
     assert (again.ids == copies.ids).all()
 
 

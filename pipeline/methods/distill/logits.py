@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.cache import digest
 from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.augment import masked_copies
+from pipeline.methods.distill.augment import altered_copies
 from pipeline.methods.distill.losses import logit_loss
 from pipeline.methods.distill.teacher import TeacherOutputs, collect
 from pipeline.models.encoder import Encoder
@@ -45,8 +45,10 @@ class LogitDistillation(BaseModel):
     """Altered copies of every training text; 0 for none."""
     mask_probability: float = Field(0.1, ge=0, le=1)
     """Chance of a token of a copy to be masked."""
-    replace_probability: float = Field(0.1, ge=0, le=1)
-    """Chance of a token of a copy to be exchanged for another one of the training texts."""
+    replace_probability: float = Field(0.3, ge=0, le=1)
+    """Chance of a token of a copy to be exchanged for one of its nearest words in the teacher's word table."""
+    neighbours: int = Field(15, ge=1)
+    """How many nearest words a token may be exchanged for (TinyBERT: 15)."""
 
     def transfer_texts(self, context: Context, teacher: Checkpoint) -> EncodedTexts:
         """The training texts, then their altered copies, as the teacher tokenizes them."""
@@ -56,9 +58,10 @@ class LogitDistillation(BaseModel):
         mask_id = teacher.special_id("mask_token")
         if mask_id is None:
             raise BadInput("copies: the tokenizer has no mask token; set copies = 0")
-        copies = masked_copies(
-            texts, self.copies, self.mask_probability, self.replace_probability, teacher.special_ids, mask_id, context.seed
-        )
+        copies = altered_copies(
+            texts, self.copies, self.mask_probability, self.replace_probability, teacher.model.embeddings.word.weight,
+            min(self.neighbours, teacher.model.config.vocab_size - len(teacher.special_ids) - 1), teacher.special_ids, mask_id, context.seed,
+        )  # fmt: skip
         return texts.joined(copies)
 
     def distill_logits(self, context: Context, student: Encoder, teacher: Checkpoint, title: str) -> None:
