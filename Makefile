@@ -2,7 +2,7 @@
 # make test   set up, check style, run the tests
 # make bench  write the figures that the README quotes (an hour; nothing else should run)
 
-PYTHON  ?= python3.11
+PYTHON  ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3.11)
 VENV    ?= .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.ready
@@ -15,7 +15,8 @@ setup: $(STAMP)
 
 # The CPU build of torch is asked for first: the plain version drags in gigabytes of CUDA where both are offered.
 $(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 with venv is needed: install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu" 2>/dev/null \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"

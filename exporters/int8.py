@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 
-from exporters.onnx_file import clean
+from exporters.onnx_file import clean, drop_unused
 from exporters.tflite_compact import compact
 
 ONNX_OPERATORS = ["MatMul", "Gather"]
@@ -63,10 +63,7 @@ def gemm_to_matmul(graph: onnx.GraphProto) -> None:
         nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], list(node.output), name=node.name + "_add"))
     del graph.node[:]
     graph.node.extend(nodes)
-    used = {name for node in graph.node for name in node.input}
-    kept = [item for item in graph.initializer if item.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unused(graph)
 
 
 def quantize_tflite(source: Path, target: Path) -> None:

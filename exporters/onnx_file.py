@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from optimum.exporters.onnx import export
 from optimum.exporters.onnx.model_configs import BertOnnxConfig, DistilBertOnnxConfig
@@ -37,9 +38,47 @@ def export_onnx(model: nn.Module, path: Path) -> None:
         warnings.simplefilter("ignore")
         logging.getLogger("optimum").setLevel(logging.ERROR)
         export(model.eval(), kind(model.config, task="text-classification"), path, opset=OPSET, do_constant_folding=True)
-    graph = onnx.load(path)
-    clean(graph)
-    onnx.save(graph, path)
+    model_proto = onnx.load(path)
+    fix_reshapes(model_proto)
+    clean(model_proto)
+    onnx.save(model_proto, path)
+
+
+def fix_reshapes(model: onnx.ModelProto) -> None:
+    """Give every Reshape that keeps its leading dimensions a constant target, in place.
+
+    A traced ``x.reshape(x.shape[0], x.shape[1], 4, 32)`` asks for the sizes at run time, with five small operators
+    for each of four reshapes in every layer. ONNX can say the same without asking: [0, 0, 4, 32], 0 for "as it is".
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    known = {
+        item.name: [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        for item in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
+    graph = model.graph
+    for node in graph.node:
+        if node.op_type != "Reshape":
+            continue
+        before, after = known.get(node.input[0], []), known.get(node.output[0], [])
+        target = [0 if i < len(before) and size == before[i] else size for i, size in enumerate(after)]
+        if target and all(isinstance(size, int) for size in target) and not (target.count(0) == len(target)):
+            name = node.output[0] + "_shape"
+            graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(target, dtype=np.int64), name))
+            node.input[1] = name
+    drop_unused(graph)
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initializers that no output depends on, in place."""
+    wanted = {item.name for item in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            kept.append(node)
+            wanted |= set(node.input)
+    for field, items in (("node", kept[::-1]), ("initializer", [item for item in graph.initializer if item.name in wanted])):
+        del getattr(graph, field)[:]
+        getattr(graph, field).extend(items)
 
 
 def clean(graph: onnx.ModelProto) -> None:

@@ -110,12 +110,13 @@ class Attention(nn.Module):
         ``mask`` [b, 1, 1, n] is added to the scores [b, A, m, n], which are returned beside the result [b, m, B].
         """
         q, k, v = (
-            part.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+            part.reshape(part.shape[0], part.shape[1], self.heads, self.head_size).transpose(1, 2)
             for part in (self.query(queries), self.key(keys), self.value(values))
         )
         scores = q @ k.transpose(-1, -2) * (1.0 / math.sqrt(self.head_size)) + mask
         weights = self.dropout(torch.softmax(scores, dim=-1))
-        return self.output((weights @ v).transpose(1, 2).flatten(2)), scores
+        context = (weights @ v).transpose(1, 2)
+        return self.output(context.reshape(context.shape[0], context.shape[1], self.heads * self.head_size)), scores
 
 
 class FeedForward(nn.Module):

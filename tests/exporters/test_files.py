@@ -48,6 +48,16 @@ def test_no_norm_leaves_no_statistics_in_the_graph(teacher, tmp_path):
     assert STATISTICS & set(operators(tmp_path / "layer_norm.onnx"))
 
 
+@pytest.mark.parametrize("kind", ["bert", "no_norm"])
+def test_layers_do_not_ask_for_sizes_at_run_time(teacher, tmp_path, kind):
+    export_onnx(teacher.model if kind == "bert" else student(teacher), tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    constant = {item.name for item in graph.initializer}
+    reshapes = [node for node in graph.node if node.op_type == "Reshape" and "/attention/" in node.name]
+    assert len(reshapes) == 2 * 4
+    assert all(node.input[1] in constant for node in reshapes)
+
+
 def test_the_onnx_file_is_what_old_and_new_consumers_read(teacher, tmp_path):
     export_onnx(teacher.model, tmp_path / "m.onnx")
     graph = onnx.load(tmp_path / "m.onnx")
