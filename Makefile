@@ -15,7 +15,7 @@ setup: $(STAMP)
 
 # The CPU build of torch is asked for first: the plain version drags in gigabytes of CUDA where both are offered.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo "Python 3.11 with venv is needed: install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu" 2>/dev/null \

@@ -33,17 +33,17 @@ def main() -> int:
     results = parser.parse_args().results
     with tempfile.TemporaryDirectory(prefix="pocketbert-benchmark-") as name:
         folder = Path(name)
+        demo_run = measure_run("demo", folder)
         recipe_run = measure_run("clinc150", folder)
         ledger = json.loads((folder / "clinc150" / "ledger.json").read_text(encoding="utf-8"))
-        demo_run = measure_run("demo", folder)
+        results.mkdir(exist_ok=True)
+        write(results / "clinc150.ledger.json", ledger)
         figures = {
             "machine": machine(ledger), "libraries": ledger["libraries"], "run": recipe_run, "demo": demo_run, "help": measure_help(),
             "teacher_cache": measure_teacher_cache(folder), "rows": result_rows(ledger),
         }  # fmt: skip
     figures["checks"] = checks(figures)
-    results.mkdir(exist_ok=True)
     write(results / "clinc150.json", figures)
-    write(results / "clinc150.ledger.json", ledger)
     for check in figures["checks"]:
         print(f"{'ok  ' if check['ok'] else 'MISS'} {check['what']}: {check['value']:.3g} ({check['bound']} {check['mark']:g})")
     return 0 if all(check["ok"] for check in figures["checks"]) else 3
