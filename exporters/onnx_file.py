@@ -61,7 +61,7 @@ def fix_reshapes(model: onnx.ModelProto) -> None:
             continue
         before, after = known.get(node.input[0], []), known.get(node.output[0], [])
         target = [0 if i < len(before) and size == before[i] else size for i, size in enumerate(after)]
-        if target and all(isinstance(size, int) for size in target) and not (target.count(0) == len(target)):
+        if target and all(isinstance(size, int) for size in target) and target.count(0) != len(target):
             name = node.output[0] + "_shape"
             graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(target, dtype=np.int64), name))
             node.input[1] = name

@@ -7,11 +7,14 @@ many; here every distinct set of quantization parameters and every string is wri
 Buffers are written inside the flatbuffer, aligned to 16 bytes as the schema asks. The quantizer leaves them behind it,
 where tools that add metadata lose them.
 
-What this file does not do: change a tensor, an operator or a weight.
+Tensor names lose the Python modules in them (``pipeline.models.encoder.Layer_3/...`` becomes ``Layer_3/...``).
+
+What this file does not do: change an operator or a weight.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,10 +35,19 @@ def compact(path: Path) -> None:
         if buffer.offset and buffer.offset > 1:  # 0 and 1 mean: inside the flatbuffer
             buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
+    for graph in model.subgraphs:
+        _shorten_names(graph.tensors)
     builder = flatbuffers.Builder(len(data))
     with _shared_parts():
         builder.Finish(model.Pack(builder), IDENTIFIER)
     path.write_bytes(bytes(builder.Output()))
+
+
+def _shorten_names(tensors: list[schema.TensorT]) -> None:
+    short = [re.sub(rb"(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", b"", tensor.name) for tensor in tensors]
+    if len(set(short)) == len({tensor.name for tensor in tensors}):  # the quantizer tells tensors apart by name
+        for tensor, name in zip(tensors, short, strict=True):
+            tensor.name = name
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from exporters.tflite_compact import compact
 from runtimes.backends import SIGNATURE_PREFIX
 
 
@@ -53,3 +54,4 @@ def export_tflite(model: nn.Module, path: Path, buckets: list[int]) -> None:
             converter.convert().export(str(path))
     finally:
         logging.disable(logging.NOTSET)
+    compact(path)

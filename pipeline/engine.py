@@ -109,12 +109,19 @@ def _publish(bundle: Path, out: Path, ledger: Ledger) -> None:
     staging, final, old = out / ".bundle.partial", out / "bundle", out / ".bundle.old"
     for leftover in (staging, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(bundle, staging)
-    (staging / REPORT).mkdir()
-    ledger.outcome = "published"
-    ledger.write(staging / REPORT)
-    write_report(ledger.as_dict(), staging / REPORT / "index.html")
-    write_sums(staging / REPORT)
+    try:
+        for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
+            target = staging / file.relative_to(bundle)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        (staging / REPORT).mkdir()
+        ledger.outcome = "published"
+        ledger.write(staging / REPORT)
+        write_report(ledger.as_dict(), staging / REPORT / "index.html")
+        write_sums(staging / REPORT)
+    except BaseException:  # a full disk, Ctrl-C: leave no half of a bundle behind
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     if final.exists():
         os.replace(final, old)
     os.replace(staging, final)

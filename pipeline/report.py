@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from io import StringIO
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
@@ -34,6 +34,7 @@ COLUMNS = {
     "p50": "p50 ms", "speedup": "speed-up", "seconds": "seconds",
 }  # fmt: skip
 WIDE, NARROW = 940, 360  # plot widths in pixels, for desks and for phones
+TALLEST = 4000  # pixels that a plot may grow to for the sake of its labels
 UNBOUNDED = 100_000  # columns of a pipe
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -204,8 +205,12 @@ def _spread(values: list[Any]) -> str:
 
 def scatter(points: list[dict[str, Any]], width: int) -> dict[str, Any]:
     """Bubbles over log latency and accuracy. The plot grows taller until every label has a place of its own."""
-    plots = (_bubbles(points, width, height) for height in count(400, 60))
-    return next(plot for plot in plots if place_labels(plot["points"], plot["frame"]))
+    for height in range(400, TALLEST, 60):
+        plot = _bubbles(points, width, height)
+        if place_labels(plot["points"], plot["frame"]):
+            return plot
+    place_labels(plot["points"], plot["frame"], crowded=True)
+    return plot
 
 
 def _bubbles(points: list[dict[str, Any]], width: int, height: int) -> dict[str, Any]:
@@ -239,14 +244,18 @@ def _bubbles(points: list[dict[str, Any]], width: int, height: int) -> dict[str,
     }  # fmt: skip
 
 
-def place_labels(points: list[dict[str, Any]], frame: Box) -> bool:
-    """Give each point a label box inside ``frame`` that touches no bubble or label; False if one finds no room."""
+def place_labels(points: list[dict[str, Any]], frame: Box, crowded: bool = False) -> bool:
+    """Give each point a label box inside ``frame`` that touches no bubble or label; False if one finds no room.
+
+    ``crowded`` takes the nearest box for a label without room, whatever it touches.
+    """
     taken = [(p["x"] - p["r"], p["y"] - p["r"], p["x"] + p["r"], p["y"] + p["r"]) for p in points]
     labels: list[Box] = []
     for p in reversed(points):
         free = [box for box in _spots(p, frame) if not any(overlap(box, t) for t in taken)]
-        if not free:
+        if not free and not crowded:
             return False
+        free = free or list(_spots(p, frame))[:1]
         clear = (box for box in free if not any(overlap(dot, label) for dot in _leader(p, box) for label in labels))
         box = next(clear, free[0])
         line = _leader(p, box)
@@ -262,6 +271,9 @@ def _spots(p: dict[str, Any], frame: Box, height: float = 30.0) -> Iterator[Box]
     for gap in range(5, int(frame[3]), 12):
         for across, down in ((1, 0), (-1, 0), (0, -1), (0, 1), *product((1, -1, 0.5, -0.5), (-1, 1)), (1, -0.5), (-1, -0.5)):
             x = p["x"] + across * (p["r"] + gap + p["label_width"] / 2)
+            if down:  # above or below, a label may lean to the side that has room
+                half = p["label_width"] / 2 + 3
+                x = min(max(x, frame[0] + half), frame[2] - half)
             y = p["y"] + down * (p["r"] + gap + height / 2)
             box = (x - p["label_width"] / 2, y - height / 2, x + p["label_width"] / 2, y + height / 2)
             if box[0] > frame[0] + 2 and box[1] > frame[1] and box[2] < frame[2] - 2 and box[3] < frame[3] - 2:

@@ -194,10 +194,11 @@ def test_a_full_disk_loses_nothing(go, tiny_run, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copytree", full)
+        patch.setattr(shutil, "copyfile", full)
         with pytest.raises(OSError, match="No space left"):
             go(tmp_path / "out", tiny_run.parent / "cache")
     assert tree_sha256(tmp_path / "out" / "bundle") == before
+    assert not (tmp_path / "out" / ".bundle.partial").exists()
     ledger = go(tmp_path / "out", tiny_run.parent / "cache")
     assert ledger.outcome == "published"
 

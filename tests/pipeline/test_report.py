@@ -279,3 +279,13 @@ def test_small_functions() -> None:
     told = {"a.b": "1 to 3", "a.c": "not readable", "a.d": "yes; 1, 2", "e": "none", "f": "performance"}
     told["khz"] = "2100000 to 2400000"
     assert dict(conditions([{"conditions": first}, {"conditions": second}, {"conditions": None}])) == told
+
+
+def test_a_plot_without_room_for_its_labels_still_ends():
+    """Many bubbles on one spot: a crowded plot, not an endless search for a better one."""
+    from pipeline.report import NARROW, TALLEST, scatter
+
+    point = {"name": "the same place " * 2, "detail": "0.010 ms, 60.0 %, 0.1 MB", "ms": 0.01, "accuracy": 60.0, "size_mb": 1.0}
+    plot = scatter([dict(point, name=f"{point['name']}{i}") for i in range(60)], NARROW)
+    assert plot["height"] <= TALLEST
+    assert all("box" in p for p in plot["points"])

@@ -77,7 +77,7 @@ class DistillMobilebert(LogitDistillation, Stage):
     activation: Literal["relu", "gelu"] = "relu"
     transfer: Literal["progressive", "joint", "none"] = "progressive"
     """How feature maps and attention are learned before the logits."""
-    transfer_epochs: float = Field(6.0, ge=0)
+    transfer_epochs: float = Field(12.0, ge=0)
     """Passes over the training texts for that."""
     feature_weight: float = Field(1.0, ge=0)
     attention_weight: float = Field(1.0, ge=0)
