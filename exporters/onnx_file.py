@@ -21,6 +21,8 @@ OPSET = 17
 """The first with LayerNormalization as one operator; read by onnxruntime 1.17+ and onnxruntime-web."""
 IR_VERSION = 9
 """The newest that onnxruntime 1.17 reads."""
+TRACE_TOKENS = 16
+"""Length of the text that is traced, where the model has so many positions; the file takes any length."""
 
 
 def export_onnx(model: nn.Module, path: Path) -> None:
@@ -37,7 +39,10 @@ def export_onnx(model: nn.Module, path: Path) -> None:
         # optimum asks for the exporter that traces, which warns of its successor at every call.
         warnings.simplefilter("ignore")
         logging.getLogger("optimum").setLevel(logging.ERROR)
-        export(model.eval(), kind(model.config, task="text-classification"), path, opset=OPSET, do_constant_folding=True)
+        export(
+            model.eval(), kind(model.config, task="text-classification"), path, opset=OPSET,
+            input_shapes={"batch_size": 2, "sequence_length": min(TRACE_TOKENS, model.config.max_position_embeddings)},
+        )  # fmt: skip
     model_proto = onnx.load(path)
     fix_reshapes(model_proto)
     clean(model_proto)

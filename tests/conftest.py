@@ -68,7 +68,7 @@ data = "unset"
 max_length = 16
 [[stage]]
 use = "finetune"
-epochs = 6
+epochs = 20
 batch_size = 8
 learning_rate = 3e-3
 [[stage]]

@@ -34,8 +34,8 @@ def test_clinc150_slice_end_to_end(slice_of_clinc150, tmp_path):
         [
             sys.executable, "-m", "pipeline.cli", "run", "clinc150", "--json", "--data", str(slice_of_clinc150),
             "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--set", "finetune.epochs=4",
-            "--set", "distill-mobilebert.copies=4", "--set", "distill-mobilebert.epochs=6", "--set", "factorize-embeddings.copies=4",
-            "--set", "factorize-embeddings.epochs=1", "--set", "bench.texts=100", "--set", "bench.rounds=2",
+            "--set", "distill-mobilebert.copies=4", "--set", "distill-mobilebert.epochs=20", "--set", "factorize-embeddings.copies=4",
+            "--set", "factorize-embeddings.epochs=3", "--set", "bench.texts=100", "--set", "bench.rounds=1", "--set", "bench.min_seconds=0.2",
             "--set", "export.buckets=[16,32]", "--set", "budget.accuracy_drop=5",
         ],
         capture_output=True, text=True,

