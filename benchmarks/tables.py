@@ -38,10 +38,11 @@ def clinc150_table(figures: dict[str, Any]) -> str:
 
 def insert(text: str, marker: str, content: str) -> str:
     """``text`` with ``content`` between ``<!-- marker -->`` and ``<!-- end -->``."""
-    pattern = re.compile(rf"(<!-- {re.escape(marker)} -->\n).*?(\n<!-- end -->)", re.S)
+    pattern = re.compile(rf"(<!-- {re.escape(marker)} -->\n).*?<!-- end -->", re.S)
     if not pattern.search(text):
         raise SystemExit(f"README.md has no place marked {marker}")
-    return pattern.sub(lambda found: found.group(1) + content + found.group(2), text)
+    body = content + "\n" if content else ""
+    return pattern.sub(lambda found: f"{found.group(1)}{body}<!-- end -->", text)
 
 
 def main() -> int:
