@@ -1,14 +1,18 @@
 # make demo   set up, run the main job on the built-in example, show what came out
 # make test   set up, check style, run the tests
-# make bench  write the figures that the README quotes (an hour; nothing else should run)
+# make bench            write the figures of CLINC150 that the README quotes (an hour; nothing else should run)
+# make bench-exporters  our files against plain conversion of the same student, operator by operator (ten minutes, after make bench)
+# make bench-peers      the same weights in every converter's files and in ours, side by side (an hour; 13 GB of environments)
 
 PYTHON  ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3.11)
 VENV    ?= .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.ready
+# The runtime of old devices needs numpy 1, so it has an environment of its own.
+OLD     := $(VENV)/old-runtime
 export POCKETBERT_DATA ?= ../shared/data
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-exporters bench-peers clean
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -21,6 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0+cpu" 2>/dev/null \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check "tflite-runtime==2.14.0" "numpy<2"
 	@touch $@
 
 demo: $(STAMP)
@@ -36,6 +42,12 @@ test: $(STAMP) lint
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/clinc150.py; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
+
+bench-exporters: $(STAMP)
+	$(BIN)/python benchmarks/exporters.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
+
+bench-peers: $(STAMP)
+	$(BIN)/python benchmarks/peers.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

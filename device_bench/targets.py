@@ -71,11 +71,13 @@ class LocalTarget:
     Args:
         timeout_s: a job that takes longer is killed with every process it started.
         agent: the script to run.
+        python: the interpreter to run it with; this one unless another environment is to be measured.
     """
 
     name: str = "local"
     timeout_s: float = 900.0
     agent: Path = AGENT
+    python: str = sys.executable
 
     def info(self) -> dict[str, Any]:
         return self.run({"mode": "info"})
@@ -84,7 +86,7 @@ class LocalTarget:
         with tempfile.TemporaryDirectory(prefix="pocketbert-job-") as folder:
             job_file = Path(folder) / "job.json"
             job_file.write_text(json.dumps(_absolute(job)), encoding="utf-8")
-            exit_code, stdout, stderr = self._run_child([sys.executable, str(self.agent), str(job_file)], folder)
+            exit_code, stdout, stderr = self._run_child([self.python, str(self.agent), str(job_file)], folder)
         return parse_answer(self.name, exit_code, stdout, stderr)
 
     def _run_child(self, command: list[str], folder: str) -> tuple[int, str, str]:

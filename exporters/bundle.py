@@ -8,28 +8,34 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporters.golden import golden_texts, write_golden
 from runtimes.backends import load_model
 from runtimes.bundle import CHECKSUMS, MANIFEST, SCHEMA, file_sha256, write_sums
+from runtimes.session import SessionOptions
 from runtimes.text import TextEncoder
 
-PREFERENCE = ("tflite/model_int8.tflite", "onnx/model_quantized.onnx", "tflite/model_fp32.tflite", "onnx/model.onnx")
-"""Smallest and fastest first: what a client without a wish of its own runs."""
+PREFERENCE = (
+    "tflite/model_int8.tflite", "onnx/model_quantized.onnx", "tflite/model_int4.tflite", "onnx/model_q4.onnx",
+    "tflite/model_fp32.tflite", "onnx/model.onnx",
+)  # fmt: skip
+"""Small and fast first: what a client without a wish of its own runs."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file to ship: its name in the bundle, where it lies, and what is known of it."""
+    """A file to ship: its name in the bundle, where it lies, what is known of it, how to run it, and how it was quantized."""
 
     name: str
     path: Path
     precision: str
     unique_params: int
     metrics: dict[str, float]
+    session: SessionOptions = field(default_factory=SessionOptions)
+    quantization: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,25 +74,29 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
     (folder / "recipe.lock.toml").write_text(parts.recipe_lock, encoding="utf-8")
 
     encoder = TextEncoder(folder / "tokenizer.json", parts.max_length)
-    loaded = {m.name: load_model(folder / m.name) for m in models}
+    sessions = {m.name: m.session for m in models}
+    files = {m.name: folder / m.name for m in models}
+    loaded = {name: load_model(path, session=sessions[name]) for name, path in files.items()}
     buckets = {name: list(getattr(model, "buckets", ())) for name, model in loaded.items()}
     edges = sorted({length for lengths in buckets.values() for length in lengths}) or [parts.max_length]
     texts = golden_texts(parts.texts, encoder, edges)
-    tolerances = write_golden(folder / "golden" / "cases.jsonl", texts, encoder, {m.name: folder / m.name for m in models}, parts.labels)
+    tolerances = write_golden(folder / "golden" / "cases.jsonl", texts, encoder, files, parts.labels, sessions)
 
-    entries = []
+    entries, results = [], set()
     for model in models:
         inputs, outputs = loaded[model.name].tensors()
-        path = folder / model.name
+        results |= {item["name"] for item in outputs}
+        path = files[model.name]
+        file_format = path.suffix.removeprefix(".")
         entries.append({
-            "file": model.name, "format": path.suffix.removeprefix("."), "precision": model.precision,
+            "file": model.name, "format": file_format, "precision": model.precision,
             "buckets": buckets[model.name], "inputs": inputs, "outputs": outputs, "sha256": file_sha256(path),
             "size_bytes": path.stat().st_size, "unique_params": model.unique_params, "metrics": model.metrics,
-            "tolerance": tolerances[model.name],
-        })  # fmt: skip
+            "tolerance": tolerances[model.name], "session": model.session.as_manifest(file_format),
+        } | ({} if model.quantization is None else {"quantization": model.quantization}))  # fmt: skip
     _write_json(folder / MANIFEST, {
         "schema": SCHEMA, "name": parts.name, "generator": {"name": "pocketbert", "version": parts.version},
-        "task": {"kind": parts.task, "decode": "softmax"},
+        "task": {"kind": parts.task, "decode": "none" if results == {"probabilities"} else "softmax"},
         "tokenizer": {"file": "tokenizer.json", "max_length": parts.max_length} | parts.tokenizer_info,
         "labels": "labels.txt", "models": entries, "golden": {"file": "golden/cases.jsonl", "count": len(texts)},
         "provenance": parts.provenance, "checksums": CHECKSUMS,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runtimes.backends import load_model
+from runtimes.session import SessionOptions
 from runtimes.text import TextEncoder
 
 CORNERS = (
@@ -25,7 +26,7 @@ CORNERS = (
 )
 REAL_TEXTS = 16
 INT8_TOLERANCE = 0.05
-"""Share of the largest |logit| by which an int8 file may differ on another processor: rounding of activations differs
+"""Share of the largest |logit| by which a quantized file may differ on another processor: rounding of activations differs
 with the instructions at hand."""
 FP32_TOLERANCE = 1e-3
 
@@ -53,17 +54,26 @@ def _of_length(words: Sequence[str], encoder: TextEncoder, tokens: int) -> str:
     return " ".join(taken + list(words[:extra]))
 
 
-def write_golden(path: Path, texts: Sequence[str], encoder: TextEncoder, files: dict[str, Path], labels: Sequence[str]) -> dict[str, float]:
+def golden_tolerance(file: str, largest_logit: float) -> float:
+    """What a logit of ``file`` (its name in the bundle) may differ by where the largest |logit| is that large."""
+    share = INT8_TOLERANCE if any(mark in file for mark in ("int8", "quantized", "int4", "q4")) else FP32_TOLERANCE
+    return round(max(1.0, largest_logit) * share, 6)
+
+
+def write_golden(
+    path: Path, texts: Sequence[str], encoder: TextEncoder, files: dict[str, Path], labels: Sequence[str], sessions: Mapping[str, SessionOptions]
+) -> dict[str, float]:
     """Run every file on every text and write ``cases.jsonl``.
 
     Args:
         files: name in the bundle -> path.
+        sessions: name in the bundle -> how to run it.
 
     Returns:
         For each file the tolerance that a verification is to allow.
     """
-    models = {name: load_model(file) for name, file in files.items()}
-    largest = dict.fromkeys(files, 1.0)
+    models = {name: load_model(file, session=sessions[name]) for name, file in files.items()}
+    largest = dict.fromkeys(files, 0.0)
     lines = []
     for text in texts:
         ids = encoder.encode(text)
@@ -77,4 +87,4 @@ def write_golden(path: Path, texts: Sequence[str], encoder: TextEncoder, files: 
         lines.append(json.dumps(case, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines), encoding="utf-8")
-    return {name: round(size * (INT8_TOLERANCE if "int8" in name or "quantized" in name else FP32_TOLERANCE), 6) for name, size in largest.items()}
+    return {name: golden_tolerance(name, size) for name, size in largest.items()}

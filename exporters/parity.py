@@ -1,8 +1,11 @@
-"""Proof that an exported file computes what the torch module computes, on real texts, with and without padding."""
+"""Proof that an exported file computes what the torch module computes, on real texts, with and without padding.
+
+Where it does not, :func:`first_wrong_tensor` and :func:`first_wrong_fold` name the matrix at which it goes wrong.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from runtimes.backends import OnnxModel, load_model
+from exporters.folding import FoldedEncoder
+from exporters.forward import NumpySteps, forward
+from exporters.onnx_writer import write_onnx
+from exporters.tflite_writer import write_tflite
+from runtimes.backends import SIGNATURE_PREFIX, OnnxModel, load_model
 from runtimes.errors import GateFailed
 
 MIN_TEXTS = 100
@@ -29,10 +36,11 @@ class Parity:
 
 
 @torch.no_grad()
-def torch_logits(model: nn.Module, id_lists: Sequence[Sequence[int]]) -> np.ndarray:
-    """Logits [N, C] of texts run one by one, unpadded."""
+def torch_results(model: nn.Module, id_lists: Sequence[Sequence[int]], probabilities: bool = False) -> np.ndarray:
+    """Logits (or probabilities) [N, C] of texts run one by one, unpadded."""
     model.eval()
-    return np.stack([model(torch.tensor([list(ids)])).logits[0].float().numpy() for ids in id_lists])
+    logits = torch.cat([model(torch.tensor([list(ids)])).logits.float() for ids in id_lists])
+    return (torch.softmax(logits, dim=-1) if probabilities else logits).numpy()
 
 
 def check_parity(expected: np.ndarray, path: Path, id_lists: Sequence[Sequence[int]]) -> Parity:
@@ -42,7 +50,7 @@ def check_parity(expected: np.ndarray, path: Path, id_lists: Sequence[Sequence[i
     unlike lengths.
 
     Args:
-        expected: [N, C] from :func:`torch_logits`.
+        expected: [N, C] from :func:`torch_results`.
         id_lists: the N texts as token ids.
 
     Raises:
@@ -61,7 +69,96 @@ def check_parity(expected: np.ndarray, path: Path, id_lists: Sequence[Sequence[i
         if not differences[text] <= limit:
             raise GateFailed(
                 f"{path.name}: run {how}, text {text} of {len(id_lists)} ({len(id_lists[text])} tokens) differs from the torch model "
-                f"by {differences[text]:.3g}, at most {limit:.3g} is allowed; the file is kept at {path} and not published"
+                f"by {differences[text]:.3g}, at most {limit:.3g} is allowed; nothing is published"
             )
         worst = max(worst, float(differences[text]))
     return Parity(worst, limit, len(id_lists))
+
+
+def first_wrong_tensor(model: FoldedEncoder, path: Path, ids: Sequence[int], buckets: Sequence[int]) -> str | None:
+    """Name the first matrix whose result in a file like ``path`` is not that of ``model``, on one text; None if all agree.
+
+    A second file is written beside ``path``, with the result of every matrix as an output.
+    """
+    expected: dict[str, np.ndarray] = {}
+    forward(model, NumpySteps([ids], lambda name, x, y, starts: expected.__setitem__(name, y)))
+    watched = path.with_name(f"watched_{path.name}")
+    if path.suffix == ".onnx":
+        write_onnx(model, watched, watch=True)
+        got = _onnx_results(watched, ids)
+    else:
+        length = min(bucket for bucket in buckets if bucket >= len(ids))
+        write_tflite(model, watched, [length], watch=True)
+        got = _tflite_results(watched, ids, length)
+    for name, value in expected.items():
+        found = got[name].reshape(-1, value.shape[-1])[: len(value)]
+        if not np.abs(found - value).max() <= TOLERANCE * max(1.0, float(np.abs(value).max())):
+            return name
+    return None
+
+
+def first_wrong_fold(module: nn.Module, model: FoldedEncoder, ids: Sequence[int]) -> str | None:
+    """Name the first matrix of ``model`` whose result is not that of the torch module it was folded from, on one text.
+
+    Compared is what folding leaves in its own scale: queries, keys, values, the way up of each FFN, pooler and classifier.
+    What lies between, a way down for example, shows in the next of them. None if all agree.
+    """
+    for name, expected, got in _comparable(module, model, ids):
+        rows = min(len(expected), len(got))  # the first token's alone, on one side or on both
+        if not np.abs(got[:rows] - expected[:rows]).max() <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            return name
+    return None
+
+
+@torch.no_grad()
+def _comparable(module: nn.Module, model: FoldedEncoder, ids: Sequence[int]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, result in torch, result in ``model``) in the order of use."""
+    calls: dict[nn.Module, list[torch.Tensor]] = {}
+    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    hooks = [part.register_forward_hook(lambda part, _, y: calls.setdefault(part, []).append(y[0].float())) for part in linears]
+    try:
+        module.eval()(torch.tensor([list(ids)]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen: list[np.ndarray] = []
+    forward(model, NumpySteps([ids], lambda name, x, y, starts: seen.append(y)))
+    for _ in filter(None, (model.projection, model.late_projection)):
+        seen.pop(0)
+    for index, layer in zip(module.order, model.layers, strict=True):
+        own = module.layers[index]
+        for read in layer.reads:
+            parts = np.split(seen.pop(0), np.cumsum([width for _, width in read.parts])[:-1], axis=1)
+            for (part, _), got in zip(read.parts, parts, strict=True):
+                if part in ("query", "key", "value"):
+                    scale = layer.head_size**-0.5 if part == "query" else 1.0
+                    yield read.linear.name, calls[getattr(own.attention, part)].pop(0).numpy() * scale, got
+        seen.pop(0)  # the attention's output
+        for folded, ffn in zip(layer.ffns, own.ffns, strict=True):
+            yield folded.up.name, ffn.activation(calls[ffn.up].pop(0)).numpy(), seen.pop(0)
+            seen.pop(0)  # the way down
+        if layer.out is not None:
+            seen.pop(0)
+    if model.pooler is not None:
+        yield model.pooler.name, module.pooler_activation(calls[module.pooler].pop(0)).numpy(), seen.pop(0)
+    yield model.classifier.name, calls[module.classifier].pop(0).numpy(), seen.pop(0)
+
+
+def _onnx_results(path: Path, ids: Sequence[int]) -> dict[str, np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    row = np.asarray([ids], np.int64)
+    fill = {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": np.zeros_like(row)}
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run(names, {item.name: fill[item.name] for item in session.get_inputs()}), strict=True))
+
+
+def _tflite_results(path: Path, ids: Sequence[int], length: int) -> dict[str, np.ndarray]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_path=str(path)).get_signature_runner(f"{SIGNATURE_PREFIX}{length}")
+    row = np.zeros((1, length), np.int32)
+    fill = {"input_ids": row.copy(), "attention_mask": row.copy(), "token_type_ids": row}
+    fill["input_ids"][0, : len(ids)], fill["attention_mask"][0, : len(ids)] = ids, 1
+    return runner(**{name: fill[name] for name in runner.get_input_details()})

@@ -133,7 +133,7 @@ def predict(
     bundle: BundleFolder,
     text: Annotated[Optional[str], typer.Argument(help="A text; lines of standard input if left out.")] = None,
     file: Annotated[Optional[str], typer.Option("--file", help="Which model file of the bundle; its first that runs here otherwise.")] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
+    threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="What the bundle recommends if left out.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify a text, or every line of standard input."""

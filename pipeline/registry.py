@@ -18,6 +18,7 @@ BUILT_IN = {
     "factorize-embeddings": "pipeline.methods.factorize.embeddings:FactorizeEmbeddings",
     "export": "pipeline.stages.export:Export",
     "quantize": "pipeline.stages.quantize:Quantize",
+    "tune": "pipeline.stages.tune:Tune",
     "bench": "pipeline.stages.bench:Bench",
     "pack": "pipeline.stages.pack:Pack",
 }

@@ -9,6 +9,7 @@ A stage reads artifacts by role and leaves folders under roles of its own; it kn
     ``exported``   model files in full precision
     ``baseline_file``  the baseline as ONNX file
     ``quantized``  int8 model files
+    ``tuned``      how a runtime is to run each file
     ``measured``   latency and memory
     ``bundle``     the folder that ships
 

@@ -4,7 +4,9 @@
 - Paths in it are relative, use ``/``, and never leave the folder; a reader refuses ``..`` and absolute paths.
 - ``SHA256SUMS`` (the format of ``sha256sum -c``) covers every file but itself and ``report/``;
   ``report/SHA256SUMS`` covers the measurements, which differ from run to run where the bundle itself does not.
-- ``models`` lists files in order of preference; ``inputs`` and ``outputs`` name their tensors.
+- ``task.decode`` says what an answer is: ``softmax`` of what the files give, or ``none`` where they give probabilities.
+- ``models`` lists files in order of preference; ``inputs`` and ``outputs`` name their tensors; ``session`` says how to run
+  them (:mod:`runtimes.session`).
 - ``golden/cases.jsonl``: one JSON object per line: text, token ids, label, logits of each model file.
 - ``config.json``, ``tokenizer.json`` and ``onnx/`` lie where transformers.js and optimum look for them.
 """
@@ -19,16 +21,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runtimes.errors import BadInput, IntegrityError
+from runtimes.session import SessionOptions
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
 CHECKSUMS = "SHA256SUMS"
 REPORT = "report"
+DECODERS = ("softmax", "none")
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model file as the manifest describes it. ``tolerance``: largest |difference| from its golden logits."""
+    """One model file as the manifest describes it.
+
+    ``tolerance``: largest |difference| from its golden logits, which it gave under the options of ``session``.
+    """
 
     file: str
     format: str
@@ -36,6 +43,7 @@ class ModelEntry:
     buckets: tuple[int, ...]
     tolerance: float
     metrics: dict[str, float]
+    session: SessionOptions
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,11 @@ class Bundle:
     @property
     def max_length(self) -> int:
         return self.manifest["tokenizer"]["max_length"]
+
+    @property
+    def decode(self) -> str:
+        """One of :data:`DECODERS`."""
+        return self.manifest["task"]["decode"]
 
     def path(self, entry: ModelEntry) -> Path:
         return safe_path(self.folder, entry.file)
@@ -81,8 +94,13 @@ def open_bundle(folder: Path) -> Bundle:
         manifest = json.loads(_read_text(path))
         if manifest["schema"] != SCHEMA:
             raise IntegrityError(f"{path}: schema {manifest['schema']}; this version reads schema {SCHEMA}")
+        if manifest["task"]["decode"] not in DECODERS:
+            raise IntegrityError(f"{path}: task.decode is {manifest['task']['decode']!r}; this version knows {', '.join(DECODERS)}")
         models = tuple(
-            ModelEntry(m["file"], m["format"], m["precision"], tuple(m["buckets"]), m["tolerance"], m["metrics"])
+            ModelEntry(
+                m["file"], m["format"], m["precision"], tuple(m["buckets"]), m["tolerance"], m["metrics"],
+                SessionOptions.read(m.get("session"), f"{path}: {m['file']}"),
+            )
             for m in manifest["models"]
         )
         inside = [manifest["tokenizer"]["file"], manifest["labels"], manifest["golden"]["file"], *(m.file for m in models)]

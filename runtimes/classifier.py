@@ -15,7 +15,7 @@ from runtimes.text import TextEncoder
 
 @dataclass(frozen=True)
 class Prediction:
-    """``label`` with its softmax ``probability``, and whether the text was cut to fit."""
+    """``label`` with its ``probability``, and whether the text was cut to fit."""
 
     text: str
     label: str
@@ -29,19 +29,20 @@ class Classifier:
     Args:
         folder: the bundle.
         file: which of its model files; the first one that a runtime here can run if None.
-        threads: threads of the runtime.
+        threads: threads of the runtime; those that the bundle recommends for the file if None.
     """
 
-    def __init__(self, folder: Path, file: str | None = None, threads: int = 1) -> None:
+    def __init__(self, folder: Path, file: str | None = None, threads: int | None = None) -> None:
         self.bundle = open_bundle(folder)
         self.entry = choose_model(self.bundle, file)
         self.encoder = TextEncoder(self.bundle.tokenizer_file, self.bundle.max_length)
-        self.model = load_model(self.bundle.path(self.entry), threads)
+        self.model = load_model(self.bundle.path(self.entry), threads, self.entry.session)
 
     def predict(self, text: str) -> Prediction:
         before = self.encoder.truncated
         ids = self.encoder.encode(text)
-        probabilities = softmax(self.model.logits(ids))
+        result = self.model.logits(ids)
+        probabilities = softmax(result) if self.bundle.decode == "softmax" else result
         best = int(probabilities.argmax())
         return Prediction(text, self.bundle.labels[best], float(probabilities[best]), self.encoder.truncated > before)
 

@@ -47,7 +47,7 @@ def verify(folder: Path) -> tuple[int, list[Check]]:
         if entry.format not in formats:
             checks.append(Check(entry.file, None, 0, None, entry.tolerance))
             continue
-        model = load_model(bundle.path(entry))
+        model = load_model(bundle.path(entry), session=entry.session)
         worst = 0.0
         for number, case in enumerate(cases, start=1):
             expected = np.asarray(case["logits"][entry.file])

@@ -10,7 +10,9 @@ The job: ``{"model": path, "format": "onnx"|"tflite", "threads": int, "cores": [
 "mode": "latency"|"memory"|"info", "golden": path of .npz|null, "tolerance": float, "cases": [{"case": "texts"} |
 {"case": "length", "length": int}], "warmup": {"window": int, "tolerance": float, "max_seconds": float},
 "min_inferences": int, "min_seconds": float}``. A case may carry a "min_inferences" of its own. Mode memory reads no key
-after "tolerance"; mode info none but "mode".
+after "tolerance"; mode info none but "mode". An optional "session" is that of a bundle's manifest (its "threads" are not
+read): ``{"graph_optimization_level": str, "memory_pattern": bool, "memory_arena": bool, "config": {str: str}}`` for ONNX,
+``{"weight_cache": "memory"|"none"}`` for TFLite; what is left out is the runtime's default, and "memory".
 Inputs hold token ids with special tokens: ``ids`` int32 flat and ``offsets`` int64 [N+1]; golden also ``logits`` [N, C].
 
 The answer: ``runtime``, ``conditions``, and ``load_ms``, ``first_inference_ms``, ``cases`` or ``memory``; or
@@ -22,6 +24,9 @@ time and read memory in one process; merge or compare runs; open a connection; c
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import gc
 import importlib.util
 import json
@@ -35,12 +40,19 @@ from pathlib import Path
 
 ROOT = Path("/")
 SIGNATURE_PREFIX = "serving_"
+OUTPUTS = ("logits", "probabilities")
 EXIT_CODES = {
     "internal": 1, "bad_job": 2, "missing_runtime": 2, "too_long": 2, "wrong_output": 3, "unreadable_model": 5,
     "failed_inference": 5,
 }  # fmt: skip
 BASE_KEYS = ("model", "format", "threads", "cores", "inputs", "golden", "tolerance")
 JOB_KEYS = {"info": (), "memory": BASE_KEYS, "latency": (*BASE_KEYS, "cases", "warmup", "min_inferences", "min_seconds")}
+SESSION_KEYS = {
+    "onnx": ("threads", "graph_optimization_level", "memory_pattern", "memory_arena", "config"), "tflite": ("threads", "weight_cache"),
+}  # fmt: skip
+GRAPH_LEVELS = {
+    "disabled": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL",
+}  # fmt: skip
 ISA_FLAGS = (
     "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
     "amx_bf16", "neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "svei8mm", "sme",
@@ -93,13 +105,14 @@ def read_job(arguments: list[str]) -> dict:
 def run_job(job: dict) -> dict:
     if job["mode"] == "info":
         return {"conditions": read_conditions(ROOT, None), "formats": installed_formats()}
-    if job["format"] not in MODELS:
-        raise AgentError("bad_job", f"format {job['format']!r} is none of {', '.join(MODELS)}")
+    if job["format"] not in FORMATS:
+        raise AgentError("bad_job", f"format {job['format']!r} is none of {', '.join(FORMATS)}")
     if not os.path.isfile(job["model"]):
         raise AgentError("bad_job", f"{job['model']}: no such file")
     if job["cores"] is not None:
         pin(job["cores"])  # before the imports, because libraries start their threads there
-    runtime, runtime_name = import_runtime(job["format"])
+    session = read_session(job)
+    runtime, runtime_name = import_runtime(job["format"], session)
     texts = read_texts(job["inputs"])
     golden = None if job["golden"] is None else (read_texts(job["golden"]), read_array(job["golden"], "logits"))
     if golden is not None and len(golden[0]) != len(golden[1]):
@@ -110,6 +123,20 @@ def run_job(job: dict) -> dict:
     answer.update(measure(job, runtime, texts, golden))
     answer["conditions"]["after"] = read_state(ROOT)
     return answer
+
+
+def read_session(job: dict) -> dict:
+    """The options of the job's ``session``, {} if it has none."""
+    session = job.get("session") or {}
+    if not isinstance(session, dict):
+        raise AgentError("bad_job", f"session: {session!r} is not an object of options")
+    known = SESSION_KEYS[job["format"]]
+    wrong = [key for key in session if key not in known]
+    wrong += ["graph_optimization_level"] if session.get("graph_optimization_level", "all") not in GRAPH_LEVELS else []
+    wrong += ["weight_cache"] if session.get("weight_cache", "memory") not in ("memory", "none") else []
+    if wrong:
+        raise AgentError("bad_job", f"session.{wrong[0]}: {session[wrong[0]]!r} is no option for {job['format']} files")
+    return session
 
 
 def read_texts(path: str) -> list:
@@ -150,16 +177,23 @@ def pin(cores: list[int]) -> None:
 
 
 class OnnxModel:
-    """onnxruntime on the CPU, batch 1; a text runs at its own length."""
+    """onnxruntime on the CPU, batch 1; a text runs at its own length. ``session`` as in the job, None for the defaults."""
 
-    def __init__(self, path: str, threads: int, onnxruntime) -> None:
+    def __init__(self, path: str, threads: int, onnxruntime, session: dict | None = None) -> None:
+        session = session or {}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        level = GRAPH_LEVELS[session.get("graph_optimization_level", "all")]
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        options.enable_mem_pattern = session.get("memory_pattern", True)
+        options.enable_cpu_mem_arena = session.get("memory_arena", True)
+        for key, value in session.get("config", {}).items():
+            options.add_session_config_entry(key, value)
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [item.name for item in self._session.get_inputs()]
-        check_names(path, self._inputs, [item.name for item in self._session.get_outputs()])
+        self._output = [check_names(path, self._inputs, [item.name for item in self._session.get_outputs()])]
 
     def computed_length(self, length: int) -> int:
         """Tokens that are computed for a text of ``length`` tokens."""
@@ -170,23 +204,19 @@ class OnnxModel:
         return make_feed(self._inputs, ids, len(ids), "int64")
 
     def run(self, feed):
-        """Logits [1, C]."""
-        return self._session.run(["logits"], feed)[0]
+        """Logits [1, C], or probabilities where that is what the file gives."""
+        return self._session.run(self._output, feed)[0]
 
 
-class TfliteModel:
-    """LiteRT or tflite-runtime; a text runs in the smallest signature ``serving_N`` that holds it, padded with zeros."""
+class BucketedModel:
+    """A text runs in the smallest signature ``serving_N`` that holds it, padded with zeros."""
 
-    def __init__(self, path: str, threads: int, interpreter_class) -> None:
-        self._interpreter = interpreter_class(model_path=path, num_threads=threads)
-        names = [name for name in self._interpreter.get_signature_list() if name.startswith(SIGNATURE_PREFIX)]
-        if not names:
+    def __init__(self, path: str, names) -> None:
+        self._path = path
+        self._names = {int(n[len(SIGNATURE_PREFIX) :]): n for n in names if n.startswith(SIGNATURE_PREFIX)}
+        self._buckets = sorted(self._names)
+        if not self._buckets:
             raise AgentError("unreadable_model", f"{path}: no signature {SIGNATURE_PREFIX}N")
-        runners = {int(name[len(SIGNATURE_PREFIX) :]): self._interpreter.get_signature_runner(name) for name in names}
-        self._path, self._buckets = path, sorted(runners)
-        self._runners = {n: (runner, list(runner.get_input_details())) for n, runner in runners.items()}
-        for runner, inputs in self._runners.values():
-            check_names(path, inputs, list(runner.get_output_details()))
 
     def computed_length(self, length: int) -> int:
         for bucket in self._buckets:
@@ -195,6 +225,21 @@ class TfliteModel:
         message = f"{self._path}: {length} tokens do not fit the largest bucket of {self._buckets[-1]}"
         raise AgentError("too_long", message)
 
+
+class TfliteModel(BucketedModel):
+    """The interpreter of LiteRT or tflite-runtime, which packs the weights once for each signature."""
+
+    def __init__(self, path: str, threads: int, interpreter_class) -> None:
+        with native_stderr_silenced():
+            self._interpreter = interpreter_class(model_path=path, num_threads=threads)
+            # Before any signature is asked for, or tflite-runtime 2.14 leaves XNNPACK out and takes four times as long.
+            self._interpreter.allocate_tensors()
+            super().__init__(path, self._interpreter.get_signature_list())
+            runners = {bucket: self._interpreter.get_signature_runner(name) for bucket, name in self._names.items()}
+        self._runners = {bucket: (runner, list(runner.get_input_details())) for bucket, runner in runners.items()}
+        for runner, inputs in self._runners.values():
+            self._output = check_names(path, inputs, list(runner.get_output_details()))
+
     def feed(self, ids):
         bucket = self.computed_length(len(ids))
         runner, inputs = self._runners[bucket]
@@ -202,17 +247,54 @@ class TfliteModel:
 
     def run(self, feed):
         runner, arrays = feed
-        return runner(**arrays)["logits"]
+        return runner(**arrays)[self._output]
 
 
-MODELS = {"onnx": OnnxModel, "tflite": TfliteModel}
+class CompiledTfliteModel(BucketedModel):
+    """LiteRT's CompiledModel with one copy of packed weights for all signatures; ``compile`` is of :func:`litert_compiler`."""
+
+    def __init__(self, path: str, threads: int, compile) -> None:
+        import numpy as np
+
+        with native_stderr_silenced():
+            self._model = compile(path, threads)
+            signatures = self._model.get_signature_list()
+            super().__init__(path, signatures)
+            self._parts = {}
+            for bucket, name in self._names.items():
+                inputs, outputs = signatures[name]["inputs"], signatures[name]["outputs"]
+                output = check_names(path, inputs, outputs)
+                buffers = [self._model.create_input_buffer_by_name(name, item) for item in inputs]
+                results = [self._model.create_output_buffer_by_name(name, item) for item in outputs]
+                for buffer in buffers:  # the first one written makes LiteRT speak again
+                    buffer.write(np.zeros((1, bucket), dtype="int32"))
+                shape = self._model.get_output_tensor_details(name)[output]["shape"]
+                logits = results[outputs.index(output)]
+                self._parts[bucket] = inputs, (self._model.get_signature_index(name), buffers, results, logits, tuple(shape))
+
+    def feed(self, ids):
+        bucket = self.computed_length(len(ids))
+        inputs, parts = self._parts[bucket]
+        return list(make_feed(inputs, ids, bucket, "int32").values()), parts
+
+    def run(self, feed):
+        arrays, (index, buffers, results, logits, shape) = feed
+        for buffer, array in zip(buffers, arrays):  # noqa: B905 - strict= needs Python 3.10
+            buffer.write(array)
+        self._model.run_by_index(index, buffers, results)
+        return logits.read(shape[0] * shape[1], "float32").reshape(shape)
 
 
-def check_names(path: str, inputs: list[str], outputs: list[str]) -> None:
+FORMATS = ("onnx", "tflite")
+
+
+def check_names(path: str, inputs: list[str], outputs: list[str]) -> str:
+    """The name of the result; refuses a file that is no text classifier's."""
     known = {"input_ids", "attention_mask", "token_type_ids"}
-    if not {"input_ids", "attention_mask"} <= set(inputs) <= known or "logits" not in outputs:
-        message = f"{path}: inputs {sorted(inputs)}, outputs {sorted(outputs)}; needed: input_ids, attention_mask -> logits"
+    if not {"input_ids", "attention_mask"} <= set(inputs) <= known or not set(OUTPUTS) & set(outputs):
+        message = f"{path}: inputs {sorted(inputs)}, outputs {sorted(outputs)}; needed: input_ids, attention_mask -> {' or '.join(OUTPUTS)}"
         raise AgentError("unreadable_model", message)
+    return next(name for name in OUTPUTS if name in outputs)
 
 
 def make_feed(names: list[str], ids, length: int, dtype: str) -> dict:
@@ -225,8 +307,8 @@ def make_feed(names: list[str], ids, length: int, dtype: str) -> dict:
     return arrays
 
 
-def import_runtime(file_format: str) -> tuple:
-    """(onnxruntime, or the Interpreter class; name with version)."""
+def import_runtime(file_format: str, session: dict) -> tuple:
+    """((path, threads) -> a model; name of the runtime with its version)."""
     try:
         import numpy  # noqa: F401 - part of the baseline, like the runtime
 
@@ -234,18 +316,63 @@ def import_runtime(file_format: str) -> tuple:
             import onnxruntime
 
             onnxruntime.disable_telemetry_events()
-            return onnxruntime, f"onnxruntime {onnxruntime.__version__}"
+            return lambda path, threads: OnnxModel(path, threads, onnxruntime, session), f"onnxruntime {onnxruntime.__version__}"
         if importlib.util.find_spec("ai_edge_litert") is not None:
             import ai_edge_litert
             from ai_edge_litert.interpreter import Interpreter
 
-            return Interpreter, f"ai-edge-litert {getattr(ai_edge_litert, '__version__', 'unknown')}"
+            name = f"ai-edge-litert {getattr(ai_edge_litert, '__version__', 'unknown')}"
+            # Versions up to 2.1 have a CompiledModel without options.
+            if session.get("weight_cache", "memory") == "memory" and importlib.util.find_spec("ai_edge_litert.options") is not None:
+                compile = litert_compiler()
+                return lambda path, threads: CompiledTfliteModel(path, threads, compile), name
+            return lambda path, threads: TfliteModel(path, threads, Interpreter), name
         import tflite_runtime
         from tflite_runtime.interpreter import Interpreter
 
-        return Interpreter, f"tflite-runtime {tflite_runtime.__version__}"
+        return lambda path, threads: TfliteModel(path, threads, Interpreter), f"tflite-runtime {tflite_runtime.__version__}"
     except ImportError as error:
         raise AgentError("missing_runtime", f"no runtime for {file_format} files in {sys.executable}: {error}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def litert_compiler():
+    """(path, threads) -> LiteRT's CompiledModel on the CPU, with its packed weights in memory; one environment for all."""
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.environment import Environment
+    from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+    from ai_edge_litert.options import CpuOptions, Options
+
+    # LiteRT tells of its accelerators once more when the process ends, after Python is gone.
+    atexit.register(silence_native_stderr)
+    with native_stderr_silenced():
+        environment = Environment.create()
+
+    def compile(path: str, threads: int):
+        cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=":memory")  # a name that XNNPACK keeps for "no file"
+        options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+        return CompiledModel.from_file(path, options=options, environment=environment)
+
+    return compile
+
+
+@contextlib.contextmanager
+def native_stderr_silenced():
+    """LiteRT logs every accelerator that it tries, and has no switch for it (2.3). What goes wrong is raised, not printed."""
+    saved = os.dup(2)
+    try:
+        silence_native_stderr()
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def silence_native_stderr() -> None:
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def installed_formats() -> list[str]:
@@ -255,7 +382,7 @@ def installed_formats() -> list[str]:
 
 def load(job: dict, runtime):
     try:
-        return MODELS[job["format"]](job["model"], job["threads"], runtime)
+        return runtime(job["model"], job["threads"])
     except AgentError:
         raise
     except Exception as error:  # each runtime raises a family of its own

@@ -219,7 +219,7 @@ class Encoder(PreTrainedModel):
             if owner == index:
                 owners[index] = Layer(config, config.layers[index])
         self.layers = nn.ModuleList(owners.values())
-        self._order = [list(owners).index(owner) for owner in config.shared_with]
+        self.order = [list(owners).index(owner) for owner in config.shared_with]
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler != "none" else None
         self.pooler_activation = ACT2FN[config.pooler] if config.pooler != "none" else None
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -252,8 +252,8 @@ class Encoder(PreTrainedModel):
         mask = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * MASKED_SCORE
         hidden_states, attention_scores = [hidden], []
         # Nobody reads the other tokens of the last feature map when only the logits are asked for.
-        last = None if output_hidden_states or output_attention_scores else len(self._order) - 1
-        for position, index in enumerate(self._order[:stop_after]):
+        last = None if output_hidden_states or output_attention_scores else len(self.order) - 1
+        for position, index in enumerate(self.order[:stop_after]):
             hidden, scores = self.layers[index](hidden, mask, first_only=position == last)
             hidden_states.append(hidden)
             attention_scores.append(scores)

@@ -305,3 +305,58 @@ def hub_config(config: EncoderConfig) -> dict[str, Any]:
             "num_feedforward_networks": len(first["ffn_sizes"]), "classifier_activation": config.pooler != "none",
         }  # fmt: skip
     return fields
+
+
+def save_for_transformers(model: Encoder, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` that unmodified transformers loads: the inverse of :func:`translate`.
+
+    Args:
+        model: an encoder whose shape its ``config.family`` has a checkpoint form for.
+        folder: is made; the tokenizer is left to the caller.
+
+    Raises:
+        BadInput: the family has no way to say what the model is (unequal layers, a factorized table, ...); nothing is written.
+    """
+    config = model.config
+    own_layers = len(model.layers)  # fewer than config.layers where layers share their weights
+    raw = hub_config(config) | {
+        "layer_norm_eps": config.layer_norm_eps, "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout, "classifier_dropout": config.classifier_dropout,
+    }  # fmt: skip
+    if config.family == "distilbert":
+        raw |= {"dropout": config.hidden_dropout, "attention_dropout": config.attention_dropout, "seq_classif_dropout": config.classifier_dropout}
+    elif config.family == "albert":
+        raw |= {"num_hidden_groups": own_layers, "inner_group_num": 1, "classifier_dropout_prob": config.classifier_dropout}
+    # Whatever would be read back as another model cannot be said in this form.
+    meant, read = _structure(config), _structure(EncoderConfig(**config_fields(raw)))
+    lost = [name for name, value in meant.items() if read.get(name, value) != value]
+    if lost:
+        told = "; ".join(f"{name} is {meant[name]!r}, would be read as {read[name]!r}" for name in lost)
+        raise BadInput(f"model {folder}: transformers' {config.family} cannot express this encoder: {told}; save_encoder can")
+    state, renamed = model.state_dict(), {}
+    for theirs, ours in TENSOR_NAMES[config.family].items():
+        prefix = "" if theirs.startswith(("classifier", "pre_classifier")) else f"{config.family}."
+        for index in range(own_layers if "{l}" in theirs else 1):
+            last = len(config.layers[index]["ffn_sizes"]) - 1
+            for ffn in range(last if "{f}" in theirs else 1):
+                for leaf in ("weight", "bias"):
+                    tensor = state.pop(ours.format(l=index, f=ffn, last=last) + "." + leaf, None)
+                    if tensor is not None:
+                        renamed[prefix + theirs.format(l=index, f=ffn) + "." + leaf] = tensor.contiguous()
+    if state:
+        raise BadInput(f"model {folder}: transformers' {config.family} has no place for {len(state)} tensors, first {min(state)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(dict(sorted(renamed.items())), folder / WEIGHTS, {"format": "pt"})
+
+
+def _structure(config: EncoderConfig) -> dict[str, Any]:
+    """What decides the function a model computes, by name, each layer a name of its own."""
+    names = [
+        "vocab_size", "hidden_size", "embedding_size", "embedding_projection", "embedding_projection_bias", "shared_with",
+        "bottleneck_size", "norm", "layer_norm_eps", "activation", "pooler", "max_position_embeddings", "position_offset",
+        "type_vocab_size", "pad_token_id",
+    ]  # fmt: skip
+    if config.bottleneck_size is not None:  # without one it says nothing
+        names.append("bottleneck_attention")
+    return {name: getattr(config, name) for name in names} | {f"layers[{i}]": layer for i, layer in enumerate(config.layers)}

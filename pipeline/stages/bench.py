@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -12,21 +12,19 @@ from device_bench.measurement import Candidate, measure
 from device_bench.targets import LocalTarget, all_threads
 from pipeline.ledger import teacher
 from pipeline.stage import Context, Stage
-from runtimes.backends import load_model
+from pipeline.stages.tune import GOLDEN_TEXTS, agent_tolerance, all_logits, tuned_files, tuned_session
 from runtimes.errors import BadInput
+from runtimes.session import SessionOptions
 from runtimes.text import TextEncoder
-
-GOLDEN_TEXTS = 16
-LOGIT_TOLERANCE = 1e-2
-"""The agent runs on this machine with these runtimes, so its logits are those found here up to threading."""
 
 
 class Bench(Stage):
     """Latency per real text and at fixed lengths, load time, first inference, memory."""
 
     use: ClassVar[str] = "bench"
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("exported", "baseline_file")
-    uses: ClassVar[tuple[str, ...]] = ("quantized",)
+    uses: ClassVar[tuple[str, ...]] = ("quantized", "tuned")
     gives: ClassVar[tuple[str, ...]] = ()
     reads_ledger: ClassVar[bool] = True
     effect: ClassVar[str] = "Numbers."
@@ -46,7 +44,8 @@ class Bench(Stage):
         unknown = [name for name in self.on if name != "local"]
         if unknown:
             raise BadInput(f"bench.on: unknown target {unknown[0]!r}; known is local")
-        candidates = [self._candidate(context, *item) for item in self._files(context)]
+        tuned = tuned_files(context)
+        candidates = [self._candidate(context, *item, tuned_session(tuned, item[2])) for item in self._files(context)]
         lengths = [n for n in self.lengths if n <= context.task.max_length]
         for name in self.on:
             context.measurements += measure(
@@ -66,15 +65,14 @@ class Bench(Stage):
                     found.append((subject["name"], folder / subject["file"], subject["file"], folder / "tokenizer" / "tokenizer.json", False))
         return found
 
-    def _candidate(self, context: Context, name: str, path: Path, file: str, tokenizer: Path, baseline: bool) -> Candidate:
+    def _candidate(
+        self, context: Context, name: str, path: Path, file: str, tokenizer: Path, baseline: bool, session: SessionOptions
+    ) -> Candidate:
         rows = context.data.test
         drawn = np.random.default_rng(context.seed).permutation(len(rows))[: self.texts]
         id_lists = TextEncoder(tokenizer, context.task.max_length).encode_batch([rows[i].text for i in drawn])
-        model = load_model(path)
-        golden: dict[str, Any] = {"id_lists": id_lists[:GOLDEN_TEXTS]}
-        logits = np.stack([model.logits(ids) for ids in golden["id_lists"]])
-        tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(logits).max()))
+        logits = all_logits(path, session, id_lists[:GOLDEN_TEXTS])
         return Candidate(
             name=name, path=path, format=path.suffix.removeprefix("."), file=file, baseline=baseline, id_lists=id_lists,
-            golden_logits=logits, tolerance=tolerance,
+            golden_logits=logits, tolerance=agent_tolerance(logits), session=session,
         )  # fmt: skip

@@ -70,9 +70,7 @@ def onnx_file(tmp_path_factory) -> Path:
     return write_onnx(tmp_path_factory.mktemp("onnx") / "tiny.onnx", *weights())
 
 
-@pytest.fixture(scope="session")
-def tflite_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tflite") / "tiny.tflite"
+def write_tflite(path: Path, embeddings: np.ndarray, head: np.ndarray, lengths: tuple[int, ...]) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the converter's own, which a test cannot mend
         import litert_torch
@@ -81,7 +79,6 @@ def tflite_file(tmp_path_factory) -> Path:
         class Tiny(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                embeddings, head = weights()
                 self.embeddings = torch.nn.Parameter(torch.from_numpy(embeddings))
                 self.head = torch.nn.Parameter(torch.from_numpy(head))
 
@@ -91,12 +88,25 @@ def tflite_file(tmp_path_factory) -> Path:
                 return {"logits": hidden.sum(dim=1) / mask.sum(dim=1) @ self.head}
 
         converter, model = litert_torch, Tiny().eval()
-        for length in (8, 16):
+        for length in lengths:
             row = torch.ones(1, length, dtype=torch.int32)
             sample = {"input_ids": row, "attention_mask": row.clone()}
             converter = converter.signature(f"serving_{length}", model, sample_kwargs=sample)
         converter.convert().export(str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def tflite_file(tmp_path_factory) -> Path:
+    return write_tflite(tmp_path_factory.mktemp("tflite") / "tiny.tflite", *weights(), (8, 16))
+
+
+@pytest.fixture(scope="session")
+def wide_tflite_file(tmp_path_factory) -> Path:
+    """The same with a head of 8 MB."""
+    generator = np.random.default_rng(7)
+    embeddings, head = (generator.normal(size=size).astype(np.float32) for size in ((VOCABULARY, 1024), (1024, 2048)))
+    return write_tflite(tmp_path_factory.mktemp("wide") / "wide.tflite", embeddings, head, (4, 8, 12, 16))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from device_bench.agent.agent import latency_summary
+from device_bench.agent.agent import OnnxModel, latency_summary
 from device_bench.targets import AGENT
 
 CASE_KEYS = {
@@ -147,6 +147,61 @@ def test_golden_needs_one_row_of_logits_per_text(onnx_file, tmp_path, make_job, 
     np.savez(tmp_path / "golden.npz", **{**arrays, "logits": arrays["logits"][1:]})
     code, answer = run_agent(job)
     assert (code, answer["error"]["kind"]) == (2, "bad_job")
+
+
+@pytest.mark.parametrize(
+    ("file", "session"),
+    [
+        ("onnx_file", {"graph_optimization_level": "basic", "memory_pattern": False, "memory_arena": False}),
+        ("onnx_file", {"threads": 1, "config": {"session.set_denormal_as_zero": "1"}}),
+        ("tflite_file", {"weight_cache": "none"}),
+        ("tflite_file", {"threads": 1, "weight_cache": "memory"}),
+    ],
+)
+def test_session_options(file, session, request, make_job, run_agent):
+    code, answer = run_agent(make_job(request.getfixturevalue(file), session=session))
+    assert code == 0
+    assert answer["cases"][0]["count"] == 12
+
+
+@pytest.mark.parametrize(
+    ("session", "says"),
+    [
+        ({"graph_optimization_level": "most"}, "session.graph_optimization_level: 'most' is no option for onnx files"),
+        (["all"], "session: ['all'] is not an object of options"),
+        ({"weight_cache": "memory"}, "session.weight_cache: 'memory' is no option for onnx files"),
+    ],
+)
+def test_session_options_that_no_runtime_has(session, says, onnx_file, make_job, run_agent):
+    code, answer = run_agent(make_job(onnx_file, session=session))
+    assert (code, answer["error"]["kind"], answer["error"]["message"]) == (2, "bad_job", says)
+
+
+def test_session_options_reach_the_runtime(onnx_file):
+    import onnxruntime
+
+    session = {"graph_optimization_level": "extended", "memory_pattern": False, "memory_arena": False}
+    options = OnnxModel(str(onnx_file), 2, onnxruntime, session)._session.get_session_options()
+    assert options.graph_optimization_level.name == "ORT_ENABLE_EXTENDED"
+    assert (options.enable_mem_pattern, options.enable_cpu_mem_arena, options.intra_op_num_threads) == (False, False, 2)
+
+
+def test_shared_packed_weights_take_less_memory(wide_tflite_file, make_job, run_agent):
+    """Four signatures on the same 8 MB of weights: packed once, or once for each."""
+    taken = {}
+    for cache in ("memory", "none"):
+        code, answer = run_agent(make_job(wide_tflite_file, mode="memory", golden=None, session={"weight_cache": cache}))
+        assert code == 0
+        taken[cache] = answer["memory"]["model_bytes"]
+    assert taken["memory"] < 0.6 * taken["none"]
+
+
+def test_tflite_runtimes_say_nothing(tflite_file, make_job, tmp_path):
+    """Standard error is quoted when something fails; what LiteRT tells of accelerators would push the reason out."""
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(make_job(tflite_file)), encoding="utf-8")
+    done = subprocess.run([sys.executable, str(AGENT), str(job)], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_stdout_stays_clean_under_a_runtime_that_prints_and_is_broken(tmp_path, onnx_file, make_job):

@@ -13,6 +13,7 @@ from device_bench.agent.agent import latency_summary
 from device_bench.measurement import LENGTH_INFERENCES, Candidate, measure
 from device_bench.targets import LocalTarget
 from runtimes.errors import BadInput, IntegrityError
+from runtimes.session import SessionOptions
 
 KEYS = {
     "name", "file", "baseline", "target", "runtime", "threads", "case", "length", "tokens_mean", "count", "p50_ms", "p90_ms",
@@ -116,6 +117,19 @@ def test_jobs_carry_the_plan_and_the_arrays():
 def test_same_file_twice_is_two_results():
     results = run(PlaybackTarget(), [candidate("a"), replace(candidate("a"), name="a again")], threads=[1], lengths=[])
     assert [r["name"] for r in results] == ["a", "a again"]
+
+
+def test_a_candidate_brings_its_own_threads_and_session():
+    target = PlaybackTarget()
+    session = SessionOptions(threads=2, graph_optimization_level="basic")
+    own = replace(candidate("b"), threads=[2], session=session)
+    results = run(target, [candidate("a"), own], threads=[1], lengths=[], rounds=2, memory=False)
+    assert [(job["mode"], job["model"][0], job["threads"]) for job in target.jobs] == [("latency", "a", 1), ("latency", "b", 2)] * 2
+    assert [(r["name"], r["threads"], r["memory"]) for r in results] == [("a", 1, None), ("b", 2, None)]
+    assert target.jobs[1]["session"] == session.as_manifest("onnx")
+    assert target.jobs[0]["session"] == SessionOptions().as_manifest("onnx")
+    with pytest.raises(BadInput, match=r"threads: \[0\] must all be at least 1"):
+        run(target, [replace(candidate("a"), threads=[0])])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_clinc150_slice_end_to_end(slice_of_clinc150, tmp_path):
             "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--set", "finetune.epochs=4",
             "--set", "distill-mobilebert.copies=4", "--set", "distill-mobilebert.epochs=20", "--set", "factorize-embeddings.copies=4",
             "--set", "factorize-embeddings.epochs=3", "--set", "bench.texts=100", "--set", "bench.rounds=1", "--set", "bench.min_seconds=0.2",
-            "--set", "export.buckets=[16,32]", "--set", "budget.accuracy_drop=5",
+            "--set", "tune.texts=50", "--set", "tune.rounds=2", "--set", "tune.min_seconds=0.05", "--set", "budget.accuracy_drop=5",
         ],
         capture_output=True, text=True,
     )  # fmt: skip

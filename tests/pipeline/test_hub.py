@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers
 
-from pipeline.models.encoder import count_unique_parameters
-from pipeline.models.hub import hub_config, load_encoder, save_encoder
+from pipeline.models.config import EncoderConfig, layer_shape
+from pipeline.models.encoder import Encoder, count_unique_parameters
+from pipeline.models.hub import hub_config, load_encoder, save_encoder, save_for_transformers
 from runtimes.errors import BadInput
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 37, "num_hidden_layers": 3}
@@ -52,11 +53,48 @@ def test_same_logits_as_transformers(name, tmp_path):
     assert count_unique_parameters(ours) <= sum(p.numel() for p in theirs.parameters())
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_saved_for_transformers_it_gives_the_same_logits_there(name, tmp_path):
+    random_model(CONFIGS[name]).save_pretrained(tmp_path / "theirs")
+    ours = load_encoder(tmp_path / "theirs")
+    save_for_transformers(ours, tmp_path / "ours")
+    read, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    ids = torch.randint(5, 99, (4, 12))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = mask[2, 5:] = 0
+    ids[mask == 0] = CONFIGS[name].pad_token_id
+    with torch.no_grad():
+        assert (read.eval()(ids, attention_mask=mask).logits - ours(ids, mask).logits).abs().max() < 1e-5
+    assert {k: v.shape for k, v in read.state_dict().items()} == {k: v.shape for k, v in random_model(CONFIGS[name]).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("bert", {"layers": [layer_shape(4, 8, [37]), layer_shape(3, 8, [37])]}, r"layers\[1\] is {'heads': 3"),
+        ("bert", {"layers": [layer_shape(3, 8, [37])]}, r"layers\[0\] is"),
+        ("bert", {"layers": [layer_shape(4, 8, [37, 37])]}, r"layers\[0\] is"),
+        ("bert", {"embedding_size": 16, "embedding_projection": "word"}, "embedding_size is 16, would be read as 32; embedding_projection is 'word'"),
+        ("bert", {"bottleneck_size": 16}, "bottleneck_size is 16"),
+        ("bert", {"type_vocab_size": 0}, "type_vocab_size is 0"),
+        ("bert", {"shared_with": [0, 0], "layers": [layer_shape(4, 8, [37])] * 2}, r"shared_with is \[0, 0\]"),
+        ("distilbert", {"pooler": "relu"}, "type_vocab_size is 2"),
+        ("mobilebert", {"embedding_projection_bias": False, "embedding_projection": "trigram", "embedding_size": 16}, "_bias is False"),
+    ],
+)
+def test_what_a_family_cannot_express_is_refused_by_name(family, change, named, tmp_path):
+    fields = {"vocab_size": 99, "hidden_size": 32, "layers": [layer_shape(4, 8, [37])], "family": family, "num_labels": 5}
+    with pytest.raises(BadInput, match=f"transformers' {family} cannot express this encoder: .*{named}"):
+        save_for_transformers(Encoder(EncoderConfig(**fields | change)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_published_mobilebert_has_its_exact_size(tmp_path):
     config = transformers.MobileBertConfig(classifier_activation=False, num_labels=2)
     with torch.device("meta"):
-        from pipeline.models.config import EncoderConfig
-        from pipeline.models.encoder import Encoder
         from pipeline.models.hub import config_fields
 
         model = Encoder(EncoderConfig(**config_fields(config.to_dict()), num_labels=2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from runtimes import backends, classifier
 from runtimes.bundle import CHECKSUMS, check_sums, is_safe_name, open_bundle, write_sums
 from runtimes.classifier import Classifier
 from runtimes.errors import BadInput, IntegrityError
+from runtimes.session import SessionOptions
 from runtimes.verify import verify
 from tests.conftest import ROWS
 
@@ -144,8 +146,8 @@ def test_the_bucket_is_the_smallest_that_holds_the_text(bundle):
     model = backends.TfliteModel(bundle / "tflite" / "model_fp32.tflite")
     assert model.buckets == [8, 16]
     used = []
-    for bucket, runner in list(model._runners.items()):
-        model._runners[bucket] = lambda bucket=bucket, runner=runner, **feeds: used.append(bucket) or runner(**feeds)
+    for bucket, signature in model._signatures.items():
+        signature.logits = lambda ids, bucket=bucket, plain=signature.logits: used.append(bucket) or plain(ids)
     for tokens in (1, 7, 8, 9, 16):
         model.logits([2] * tokens)
     assert used == [8, 8, 8, 16, 16]
@@ -175,3 +177,61 @@ def test_a_file_no_runtime_can_read_is_an_integrity_error(tmp_path):
             backends.load_model(tmp_path / name)
     with pytest.raises(BadInput, match=r"no runtime for '\.pt'"):
         backends.load_model(tmp_path / "x.pt")
+
+
+def test_a_manifest_without_session_options_means_the_defaults(bundle):
+    rewrite(bundle, lambda m: [entry.pop("session") for entry in m["models"]])
+    assert all(entry.session == SessionOptions() for entry in open_bundle(bundle).models)
+    verify(bundle)
+
+
+def test_session_options_of_the_manifest_are_obeyed(bundle):
+    options = {"graph_optimization_level": "basic", "memory_pattern": False, "memory_arena": False, "threads": 2}
+    rewrite(bundle, lambda m: [entry.update(session=options | {"weight_cache": "none"}) for entry in m["models"]])
+    verify(bundle)
+    session = Classifier(bundle, "onnx/model.onnx").model._session.get_session_options()
+    assert session.graph_optimization_level.name == "ORT_ENABLE_BASIC"
+    assert (session.enable_mem_pattern, session.enable_cpu_mem_arena, session.intra_op_num_threads) == (False, False, 2)
+    assert Classifier(bundle, "onnx/model.onnx", threads=1).model._session.get_session_options().intra_op_num_threads == 1
+    assert type(Classifier(bundle, "tflite/model_int8.tflite").model._model).__name__ == "Interpreter"
+
+
+def test_session_options_that_are_nonsense_are_named(bundle):
+    rewrite(bundle, lambda m: m["models"][0].update(session={"threads": "all"}))
+    with pytest.raises(IntegrityError, match=r"bundle\.json: tflite/model_int8\.tflite: session\.threads: 'all'"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("file", ["tflite/model_fp32.tflite", "tflite/model_int8.tflite"])
+def test_shared_packed_weights_change_nothing_but_speed(bundle, file, monkeypatch):
+    shared = backends.load_model(bundle / file)
+    own = backends.load_model(bundle / file, session=SessionOptions(weight_cache="none"))
+    monkeypatch.setattr(backends, "_can_share_packed_weights", lambda: False)
+    older = backends.load_model(bundle / file)
+    assert [type(m._model).__name__ for m in (shared, own, older)] == ["CompiledModel", "Interpreter", "Interpreter"]
+    assert shared.buckets == own.buckets and shared.tensors() == own.tensors()
+    for tokens in (16, 3, 9, 8, 1, 16):  # shorter texts after longer ones: nothing of a text before may be left
+        ids = [2, *range(5, 3 + tokens), 3][:tokens]
+        np.testing.assert_allclose(shared.logits(ids), own.logits(ids), atol=1e-5)
+        np.testing.assert_array_equal(older.logits(ids), own.logits(ids))
+
+
+SEVERAL_MODELS = """
+import sys
+from pathlib import Path
+from runtimes.backends import load_model
+models = [load_model(Path(file), threads) for file in sys.argv[1:] for threads in (1, 2)]
+before = [model.logits([2, 5, 3]) for model in models]
+del models[0]
+assert all((model.logits([2, 5, 3]) == logits).all() for model, logits in zip(models, before[1:]))
+print("still heard", file=sys.stderr)
+"""
+
+
+def test_several_models_in_one_process_say_nothing_and_leave_nothing(bundle, tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    command = [sys.executable, "-c", SEVERAL_MODELS, *(str(bundle / file) for file in sorted(FILES))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "still heard\n")
+    assert list(folder.iterdir()) == [], "packed weights are kept in memory, not in a file"

@@ -1,23 +1,19 @@
-"""Write a TFLite file again so that its signatures share what they have in common.
+"""Serialize a TFLite model so that equal parts are written once.
 
-Signatures share their weights, but serializers repeat for each of them what hangs on a tensor: for an int8 word table
-of 17,000 rows that is 200 kB of scales and zero points per length bucket. A flatbuffer may point at one place from
-many; here every distinct set of quantization parameters and every string is written once.
+Signatures share their weights, but the schema's own serializer repeats for each of them what hangs on a tensor: for an
+8-bit table of 17,000 rows that was 200 kB of scales and zero points per length bucket. A flatbuffer may point at one
+place from many; here every distinct set of quantization parameters and every string is written once.
 
-Buffers are written inside the flatbuffer, aligned to 16 bytes as the schema asks. The quantizer leaves them behind it,
-where tools that add metadata lose them.
-
-Tensor names lose the Python modules in them (``pipeline.models.encoder.Layer_3/...`` becomes ``Layer_3/...``).
+Buffers are written inside the flatbuffer, aligned to 16 bytes as the schema asks; tools that add metadata lose buffers
+that lie behind it.
 
 What this file does not do: change an operator or a weight.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import flatbuffers
 import numpy as np
@@ -27,27 +23,12 @@ IDENTIFIER = b"TFL3"
 ALIGNMENT_BYTES = 16
 
 
-def compact(path: Path) -> None:
-    """Rewrite the file at ``path`` in place."""
-    data = path.read_bytes()
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
-    for buffer in model.buffers:
-        if buffer.offset and buffer.offset > 1:  # 0 and 1 mean: inside the flatbuffer
-            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
-    for graph in model.subgraphs:
-        _shorten_names(graph.tensors)
-    builder = flatbuffers.Builder(len(data))
+def pack(model: schema.ModelT) -> bytes:
+    """The bytes of a .tflite file."""
+    builder = flatbuffers.Builder(1 << 20)
     with _shared_parts():
         builder.Finish(model.Pack(builder), IDENTIFIER)
-    path.write_bytes(bytes(builder.Output()))
-
-
-def _shorten_names(tensors: list[schema.TensorT]) -> None:
-    short = [re.sub(rb"(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", b"", tensor.name) for tensor in tensors]
-    if len(set(short)) == len({tensor.name for tensor in tensors}):  # the quantizer tells tensors apart by name
-        for tensor, name in zip(tensors, short, strict=True):
-            tensor.name = name
+    return bytes(builder.Output())
 
 
 @contextmanager
@@ -56,15 +37,30 @@ def _shared_parts() -> Iterator[None]:
     plain_quantization, plain_buffer = schema.QuantizationParametersT.Pack, schema.BufferT.Pack
     plain_string = flatbuffers.Builder.CreateString
     written: dict[tuple, int] = {}
+    vectors: dict[bytes, int] = {}
     strings: dict[str | bytes, int] = {}
 
+    def vector(builder: flatbuffers.Builder, values: np.ndarray) -> int:
+        key = values.dtype.str.encode() + values.tobytes()
+        if key not in vectors:
+            vectors[key] = builder.CreateNumpyVector(values)
+        return vectors[key]
+
     def quantization(self: schema.QuantizationParametersT, builder: flatbuffers.Builder) -> int:
-        arrays = (self.scale, self.zeroPoint, self.min, self.max)
-        if self.details is not None:
+        if self.details is not None or self.min is not None or self.max is not None:
             return plain_quantization(self, builder)
-        key = (self.quantizedDimension, *(None if a is None else np.asarray(a).tobytes() for a in arrays))
+        key = (self.quantizedDimension, *(None if a is None else np.asarray(a).tobytes() for a in (self.scale, self.zeroPoint)))
         if key not in written:
-            written[key] = plain_quantization(self, builder)
+            scale = None if self.scale is None else vector(builder, np.asarray(self.scale, np.float32))
+            # Zero points are mostly vectors of zeros: 8 bytes for each channel of the model, or for the widest matrix only.
+            zero_point = None if self.zeroPoint is None else vector(builder, np.asarray(self.zeroPoint, np.int64))
+            schema.QuantizationParametersStart(builder)
+            if scale is not None:
+                schema.QuantizationParametersAddScale(builder, scale)
+            if zero_point is not None:
+                schema.QuantizationParametersAddZeroPoint(builder, zero_point)
+            schema.QuantizationParametersAddQuantizedDimension(builder, self.quantizedDimension)
+            written[key] = schema.QuantizationParametersEnd(builder)
         return written[key]
 
     def buffer(self: schema.BufferT, builder: flatbuffers.Builder) -> int:

@@ -1,0 +1,102 @@
+"""The ecosystem's own converters, with their defaults: optimum, onnxruntime's quantizer, litert-torch, ai-edge-quantizer.
+
+What a torch module becomes without this package. The baseline is written this way, comparisons start from it, and a
+module that is no encoder of :mod:`pipeline.models.encoder` has no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtimes.backends import SIGNATURE_PREFIX
+
+OPSET = 17
+TRACE_TOKENS = 16
+"""Length of the text that is traced, where the model has so many positions; the ONNX file takes any length."""
+
+
+def convert_onnx(model: nn.Module, path: Path) -> None:
+    """Write ``model`` as ONNX through optimum.
+
+    Args:
+        model: takes ``input_ids``, ``attention_mask`` and, where its config has token types, ``token_type_ids``
+            [b, n]; returns logits [b, C]. Its ``config`` is one of transformers.
+        path: where the file goes; its folder is made.
+    """
+    from optimum.exporters.onnx import export
+    from optimum.exporters.onnx.model_configs import BertOnnxConfig, DistilBertOnnxConfig
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind: Any = BertOnnxConfig if model.config.type_vocab_size else DistilBertOnnxConfig
+    shapes = {"batch_size": 2, "sequence_length": min(TRACE_TOKENS, model.config.max_position_embeddings)}
+    with _quiet():
+        export(model.eval(), kind(model.config, task="text-classification"), path, opset=OPSET, input_shapes=shapes)
+
+
+def quantize_onnx(source: Path, target: Path) -> None:
+    """Write the int8 form of an ONNX file: weights per channel, activations as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
+
+
+class _Named(nn.Module):
+    """The model with outputs by name, as signatures want them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.model(input_ids, attention_mask, token_type_ids).logits}
+
+
+def convert_tflite(model: nn.Module, path: Path, buckets: list[int]) -> None:
+    """Write ``model`` as TFLite through litert-torch with one signature for each length in ``buckets``."""
+    import litert_torch  # pulls jax: seconds to import, and nothing else here needs it
+
+    named = _Named(model).eval()
+    converter = litert_torch
+    for length in buckets:
+        sample = {"input_ids": torch.ones(1, length, dtype=torch.int32), "attention_mask": torch.ones(1, length, dtype=torch.int32)}
+        if model.config.type_vocab_size:
+            sample["token_type_ids"] = torch.zeros(1, length, dtype=torch.int32)
+        converter = converter.signature(f"{SIGNATURE_PREFIX}{length}", named, sample_kwargs=sample)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        converter.convert().export(str(path))
+
+
+def quantize_tflite(source: Path, target: Path) -> None:
+    """Write the int8 form of a TFLite file: weights per channel, activations as they come."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        job = quantizer.Quantizer(str(source))
+        job.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+        job.quantize().export_model(str(target), overwrite=True)
+    target.chmod(0o644)  # the quantizer makes it executable
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The converters tell every pass they run and warn of their own successors; errors come as exceptions all the same."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,184 @@
+"""The steps of a folded encoder, written once for everyone who takes them.
+
+:func:`forward` walks a :class:`~exporters.folding.FoldedEncoder` and asks a :class:`Steps` for each operation. A writer
+of files appends an operator per call; :class:`NumpySteps` computes. So every file, and the reference it is calibrated
+and judged by, has the same steps in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from exporters.folding import FoldedEncoder, Linear, Norm, Table
+
+Value = Any
+"""What a :class:`Steps` passes around: an array, or the name of a tensor."""
+Watch = Callable[[str, np.ndarray, np.ndarray, np.ndarray], None]
+
+
+class Steps(Protocol):
+    """The operations of an encoder. Values are [n, width] for one text (files may add a batch axis in front)."""
+
+    def words(self, table: Table) -> Value:
+        """Rows of the tokens, [n, width]."""
+
+    def trigrams(self, words: Value) -> Value:
+        """Previous, this and next row side by side, [n, 3 width]; zeros beyond both ends."""
+
+    def positions(self, table: Table, segments: int, max_length: int) -> Value:
+        """One row per token, [n, H]."""
+
+    def linear(self, linear: Linear, x: Value) -> Value: ...
+
+    def add(self, a: Value, b: Value) -> Value: ...
+
+    def norm(self, norm: Norm, x: Value) -> Value: ...
+
+    def split(self, x: Value, widths: Sequence[int]) -> list[Value]:
+        """Parts of the last axis."""
+
+    def first(self, x: Value) -> Value:
+        """The first token alone, [1, width]."""
+
+    def attention(self, query: Value, key: Value, value: Value, heads: int, head_size: int) -> Value:
+        """softmax(q k^T + mask) v per head, [m, A d]; the queries carry their 1/sqrt(d) already."""
+
+    def softmax(self, logits: Value) -> Value: ...
+
+
+def forward(model: FoldedEncoder, steps: Steps) -> Value:
+    """Result [1, C] of the text that ``steps`` holds, or one row for each of its texts."""
+    x = steps.words(model.words)
+    if model.trigram:
+        x = steps.trigrams(x)
+    if model.projection is not None:
+        x = steps.linear(model.projection, x)
+    x = steps.add(x, steps.positions(model.positions, model.segments, model.max_length))
+    if model.embedding_norm is not None:
+        x = steps.norm(model.embedding_norm, x)
+    if model.late_projection is not None:
+        x = steps.linear(model.late_projection, x)
+    for layer in model.layers:
+        parts = {"hidden": x}
+        firsts: dict[str, Value] = {}
+
+        def first(name: str, parts: dict[str, Value] = parts, firsts: dict[str, Value] = firsts) -> Value:
+            if name not in firsts:
+                firsts[name] = steps.first(parts[name])
+            return firsts[name]
+
+        only = set()
+        for read in layer.reads:
+            made = steps.linear(read.linear, first(read.source) if read.first_only else parts[read.source])
+            for (name, _), value in zip(read.parts, steps.split(made, [width for _, width in read.parts]), strict=True):
+                parts[name] = steps.norm(layer.part_norms[name], value) if name in layer.part_norms else value
+                only |= {name} if read.first_only else set()
+        stream = "inner" if layer.out is not None else "hidden"
+        if layer.first_only:
+            for name in {"query", "hidden", stream} - only:
+                parts[name] = first(name)
+        h = steps.attention(parts["query"], parts["key"], parts["value"], layer.heads, layer.head_size)
+        h = _residual(steps, layer.output, h, parts[stream], layer.attention_norm)
+        for ffn in layer.ffns:
+            h = _residual(steps, ffn.down, steps.linear(ffn.up, h), h, ffn.norm)
+        x = h if layer.out is None else _residual(steps, layer.out, h, parts["hidden"], layer.out_norm)
+    if model.pooler is not None:
+        x = steps.linear(model.pooler, x)
+    logits = steps.linear(model.classifier, x)
+    return steps.softmax(logits) if model.probabilities else logits
+
+
+def _residual(steps: Steps, linear: Linear, x: Value, stream: Value, norm: Norm | None) -> Value:
+    total = steps.add(steps.linear(linear, x), stream)
+    return total if norm is None else steps.norm(norm, total)
+
+
+class NumpySteps:
+    """Compute the steps in float32 for many texts at once, whose tokens lie end to end: values are [all tokens, width].
+
+    Args:
+        id_lists: the texts.
+        watch: is shown every matrix at work: its name, input [rows, in] and output [rows, out] after the activation, and
+            the first row of each text.
+    """
+
+    def __init__(self, id_lists: Sequence[Sequence[int]], watch: Watch | None = None) -> None:
+        self._lengths = np.array([len(ids) for ids in id_lists])
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._ids = np.concatenate([np.asarray(ids, np.int64) for ids in id_lists])
+        self._watch = watch
+
+    def words(self, table: Table) -> np.ndarray:
+        return table.rows[self._ids]
+
+    def trigrams(self, words: np.ndarray) -> np.ndarray:
+        previous, following = np.roll(words, 1, axis=0), np.roll(words, -1, axis=0)
+        previous[self._starts] = 0
+        following[self._starts + self._lengths - 1] = 0
+        return np.concatenate([previous, words, following], axis=1)
+
+    def positions(self, table: Table, segments: int, max_length: int) -> np.ndarray:
+        return table.rows[np.arange(len(self._ids)) - np.repeat(self._starts, self._lengths)]
+
+    def linear(self, linear: Linear, x: np.ndarray) -> np.ndarray:
+        y = x @ linear.weight.T
+        if linear.bias is not None:
+            y = y + linear.bias
+        if linear.activation is not None:
+            y = ACTIVATIONS[linear.activation](y)
+        if self._watch is not None:
+            self._watch(linear.name, x, y, self._starts if len(x) == len(self._ids) else np.arange(len(x)))
+        return y
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return a + b
+
+    def norm(self, norm: Norm, x: np.ndarray) -> np.ndarray:
+        if norm.kind == "layer_norm":
+            x = x - x.mean(axis=-1, keepdims=True)
+            x = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(norm.eps))
+        return x * norm.weight + norm.bias
+
+    def split(self, x: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+        return np.split(x, np.cumsum(widths)[:-1], axis=-1)
+
+    def first(self, x: np.ndarray) -> np.ndarray:
+        return x[self._starts]
+
+    def attention(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int, head_size: int) -> np.ndarray:
+        q, k, v = (part.reshape(len(part), heads, head_size).transpose(1, 0, 2) for part in (query, key, value))
+        result = np.empty_like(q)
+        for number, (start, length) in enumerate(zip(self._starts, self._lengths, strict=True)):
+            own = slice(start, start + length)
+            asking = own if len(query) == len(self._ids) else slice(number, number + 1)
+            scores = q[:, asking] @ k[:, own].transpose(0, 2, 1)
+            result[:, asking] = self.softmax(scores) @ v[:, own]
+        return result.transpose(1, 0, 2).reshape(len(query), heads * head_size)
+
+    def softmax(self, logits: np.ndarray) -> np.ndarray:
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    """Error function to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26), enough for float32."""
+    t = 1 / (1 + 0.3275911 * np.abs(x))
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    return np.sign(x) * (1 - series * np.exp(-x * x))
+
+
+def _tanh_gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: 0.5 * x * (1 + _erf(x / np.sqrt(2))),
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "tanh": np.tanh,
+}
+"""By the name that transformers gives them; these a file can hold."""

@@ -1,0 +1,276 @@
+"""Write a folded encoder as an ONNX file, operator by operator.
+
+Inputs are int64 ``input_ids`` and ``attention_mask`` [batch_size, sequence_length] (and ``token_type_ids`` for two segments) under
+the hub's names, the output is ``logits`` (or ``probabilities``) [batch_size, C]; batch and length are free. Opset 17 and IR 9, which onnxruntime
+1.17 and onnxruntime-web read.
+
+A float32 file has standard operators only. A quantized file takes those of ONNX Runtime (domain com.microsoft) that do
+several steps at once, because a small model pays more for the number of operators than for its arithmetic:
+DynamicQuantizeMatMul (quantize, multiply, scale, add the bias), MatMulIntegerToFloat, MatMulNBits, MultiHeadAttention
+and Gelu. ``benchmarks/operators.py`` compares them with the alternatives.
+
+Every constant is stored once under its name, so a shared matrix is shared in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.folding import MASKED_SCORE, FoldedEncoder, Linear, Norm, Table
+from exporters.forward import forward
+from exporters.quant_plan import FLOAT32, FLOAT_PLAN, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8
+from runtimes.errors import BadInput
+
+OPSET = 17
+"""The first with LayerNormalization as one operator."""
+IR_VERSION = 9
+"""The newest that onnxruntime 1.17 reads."""
+FUSED = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+TABLE_ZERO = 128
+"""Code of 0 in an 8-bit table, which is unsigned: the table's codes can then be multiplied as they are."""
+BLOCK = 32
+"""Weights along a row that share a scale in 4 bits."""
+SMALLEST_EPS = 1e-12
+_SQRT_HALF, _TANH_GELU = np.float32(np.sqrt(0.5)), (np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """The name of a value. ``scale``: it holds codes of an 8-bit table, worth scale * (code - 128)."""
+
+    name: str
+    scale: float | None = None
+
+
+def write_onnx(model: FoldedEncoder, path: Path, plan: QuantPlan = FLOAT_PLAN, watch: bool = False) -> None:
+    """Write ``model`` in the precisions of ``plan``.
+
+    Args:
+        watch: the result of every matrix is an output too, under the matrix' name, to find where a file goes wrong.
+
+    Raises:
+        BadInput: a precision that ONNX Runtime has no operator for, or a static one without its range.
+    """
+    quantized = any(plan.precision(linear.name) != FLOAT32 for linear, _ in model.linears())
+    steps = OnnxSteps(plan, model.segments, fused=quantized)
+    result = forward(model, steps)
+    steps.finish({model.output: result} | (steps.results if watch else {}))
+    graph = helper.make_graph(
+        steps.nodes, "encoder",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size", "sequence_length"]) for name in steps.inputs],
+        [helper.make_tensor_value_info(model.output, TensorProto.FLOAT, ["batch_size", len(model.classifier.weight)])]
+        + [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in steps.outputs[1:]],
+        list(steps.constants.values()),
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", OPSET)] + ([helper.make_opsetid(FUSED, 1)] if quantized else [])
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pocketbert")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(proto, path)
+
+
+class OnnxSteps:
+    """The operations of :class:`exporters.forward.Steps` as ONNX nodes. Values are [batch, sequence, width].
+
+    Args:
+        fused: whether ONNX Runtime's own operators may be used.
+    """
+
+    def __init__(self, plan: QuantPlan, segments: int, fused: bool) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if segments == 2 else [])
+        self._plan = plan
+        self._fused = fused
+        self._made: dict[tuple[str, ...], str] = {}
+        self.results: dict[str, Tensor] = {}
+        self.outputs: list[str] = []
+
+    def finish(self, outputs: dict[str, Tensor]) -> None:
+        """Name the outputs. The first is the model's result, which loses its axis of tokens: [batch, C]."""
+        self.outputs = list(outputs)
+        for number, (name, tensor) in enumerate(outputs.items()):
+            kind, more = ("Identity", []) if number else ("Squeeze", [self._integers(1)])
+            self.nodes.append(helper.make_node(kind, [tensor.name, *more], [name], name=f"{name}.output"))
+
+    # --- operations -----------------------------------------------------------------------------------------------
+
+    def words(self, table: Table) -> Tensor:
+        if self._plan.table_precision(table.name) == FLOAT32:
+            return Tensor(self._node("Gather", [self._constant(table.name, table.rows), "input_ids"]))
+        scale = float(np.abs(table.rows).max()) / 127 or 1.0
+        codes = (np.clip(np.round(table.rows / scale), -127, 127) + TABLE_ZERO).astype(np.uint8)
+        return Tensor(self._node("Gather", [self._constant(table.name, codes), "input_ids"]), scale)
+
+    def trigrams(self, words: Tensor) -> Tensor:
+        zero = [] if words.scale is None else [self._table_zero()]
+        padded = self._node("Pad", [words.name, self._constant("pads", np.array([0, 1, 0, 0, 1, 0])), *zero])
+        window = [
+            self._node("Slice", [padded, self._integers(begin), self._integers(end), self._integers(1)])
+            for begin, end in ((0, -2), (1, -1), (2, np.iinfo(np.int64).max))
+        ]
+        return replace(words, name=self._node("Concat", window, axis=-1))
+
+    def positions(self, table: Table, segments: int, max_length: int) -> Tensor:
+        rows = self._constant(table.name, table.rows)
+        length = self._node("Shape", ["input_ids"], start=1, end=2)
+        if segments == 1:
+            return Tensor(self._node("Slice", [rows, self._integers(0), length]))
+        own = self._node("Slice", [self._constant("position_ids", np.arange(max_length)), self._integers(0), length])
+        block = self._node("Mul", ["token_type_ids", self._constant("positions_per_type", np.int64(max_length))])
+        return Tensor(self._node("Gather", [rows, self._node("Add", [block, own])]))
+
+    def linear(self, linear: Linear, x: Tensor) -> Tensor:
+        product = {FLOAT32: self._float, INT8: self._dynamic, INT8_STATIC: self._static, INT4: self._four_bits}
+        y = product[self._plan.precision(linear.name)](linear, x)
+        self.results[linear.name] = Tensor(y if linear.activation is None else self._activation(linear, y))
+        return self.results[linear.name]
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return Tensor(self._node("Add", [self._plain(a), self._plain(b)]))
+
+    def norm(self, norm: Norm, x: Tensor) -> Tensor:
+        weight, bias = self._constant(norm.name, norm.weight), self._constant(f"{norm.name}.bias", norm.bias)
+        if norm.kind == "layer_norm":
+            return Tensor(self._node("LayerNormalization", [self._plain(x), weight, bias], axis=-1, epsilon=max(norm.eps, SMALLEST_EPS)))
+        return Tensor(self._node("Add", [self._node("Mul", [self._plain(x), weight]), bias]))
+
+    def split(self, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+        if len(widths) == 1:
+            return [x]
+        return [Tensor(name) for name in self._nodes("Split", [x.name, self._integers(*widths)], len(widths), axis=-1)]
+
+    def first(self, x: Tensor) -> Tensor:
+        return replace(x, name=self._node("Slice", [x.name, self._integers(0), self._integers(1), self._integers(1)]))
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int, head_size: int) -> Tensor:
+        if self._fused:
+            mask = self._once("Cast", ["attention_mask"], to=TensorProto.INT32)
+            inputs = [query.name, key.name, value.name, "", mask]
+            options = {"num_heads": heads, "scale": 1.0, "mask_filter_value": MASKED_SCORE}
+            return Tensor(self._node("MultiHeadAttention", inputs, domain=FUSED, **options))
+        apart = self._integers(0, 0, heads, head_size)
+        q, k, v = (
+            self._node("Transpose", [self._node("Reshape", [part.name, apart])], perm=order)
+            for part, order in ((query, [0, 2, 1, 3]), (key, [0, 2, 3, 1]), (value, [0, 2, 1, 3]))
+        )
+        # A table of two scores, for mask 0 and 1, saves three operators on the mask.
+        by_mask = self._constant("scores_by_mask", np.array([MASKED_SCORE, 0], np.float32))
+        mask = self._once("Unsqueeze", [self._once("Gather", [by_mask, "attention_mask"]), self._integers(1, 2)])
+        weights = self._node("Softmax", [self._node("Add", [self._node("MatMul", [q, k]), mask])], axis=-1)
+        joined = self._node("Transpose", [self._node("MatMul", [weights, v])], perm=[0, 2, 1, 3])
+        return Tensor(self._node("Reshape", [joined, self._integers(0, 0, heads * head_size)]))
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        return Tensor(self._node("Softmax", [logits.name], axis=-1))
+
+    # --- matrices -------------------------------------------------------------------------------------------------
+
+    def _float(self, linear: Linear, x: Tensor) -> str:
+        y = self._node("MatMul", [self._plain(x), self._constant(linear.name, linear.weight.T)])
+        return y if linear.bias is None else self._node("Add", [y, *self._bias(linear)])
+
+    def _dynamic(self, linear: Linear, x: Tensor) -> str:
+        weight, scales = self._int8(linear)
+        if x.scale is not None:  # the table's codes are quantized already
+            return self._integer_product(linear, x.name, x.scale, self._table_zero(), weight, scales)
+        return self._node("DynamicQuantizeMatMul", [x.name, weight, scales, "", *self._bias(linear)], domain=FUSED)
+
+    def _static(self, linear: Linear, x: Tensor) -> str:
+        weight, scales = self._int8(linear)
+        if x.scale is not None:
+            return self._integer_product(linear, x.name, x.scale, self._table_zero(), weight, scales)
+        seen = self._plan.range(linear.name)
+        low, high = min(seen.input_min, 0.0), max(seen.input_max, 0.0)
+        scale = (high - low) / 255 or 1.0
+        zero = self._constant(f"{linear.name}.input_zero", np.uint8(round(-low / scale)))
+        codes = self._node("QuantizeLinear", [x.name, self._constant(f"{linear.name}.input_scale", np.float32(scale)), zero])
+        return self._integer_product(linear, codes, scale, zero, weight, scales)
+
+    def _integer_product(self, linear: Linear, codes: str, scale: float, zero: str, weight: str, scales: str) -> str:
+        factor = self._constant(f"{linear.name}.input_scale", np.float32(scale))
+        inputs = [codes, weight, factor, scales, zero, "", *self._bias(linear)]
+        return self._node("MatMulIntegerToFloat", inputs, domain=FUSED)
+
+    def _four_bits(self, linear: Linear, x: Tensor) -> str:
+        rows, columns = linear.weight.shape
+        blocks = -(-columns // BLOCK)
+        padded = np.zeros((rows, blocks * BLOCK), np.float32)
+        padded[:, :columns] = linear.weight
+        codes, scales = rows_to_int8(padded.reshape(rows * blocks, BLOCK), bits=4)
+        unsigned = (codes + 8).astype(np.uint8)
+        packed = (unsigned[:, 0::2] | unsigned[:, 1::2] << 4).reshape(rows, blocks, BLOCK // 2)
+        inputs = [self._plain(x), self._constant(linear.name, packed), self._constant(f"{linear.name}.scales", scales), "", ""]
+        # Accuracy level 4: activations in 8 bits per block, sums in integers.
+        options = {"K": columns, "N": rows, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
+        return self._node("MatMulNBits", [*inputs, *self._bias(linear)], domain=FUSED, **options)
+
+    def _int8(self, linear: Linear) -> tuple[str, str]:
+        codes, scales = rows_to_int8(linear.weight)
+        return self._constant(linear.name, codes.T), self._constant(f"{linear.name}.scales", scales)
+
+    def _bias(self, linear: Linear) -> list[str]:
+        return [] if linear.bias is None else [self._constant(f"{linear.name}.bias", linear.bias)]
+
+    def _activation(self, linear: Linear, y: str) -> str:
+        kind = linear.activation
+        if kind in ("relu", "tanh"):
+            return self._node(kind.capitalize(), [y])
+        if kind == "gelu" and self._fused:
+            return self._node("Gelu", [y], domain=FUSED)
+        if kind == "gelu":  # x/2 (1 + erf(x / sqrt 2)), which onnxruntime makes one operator of
+            error = self._node("Erf", [self._node("Mul", [y, self._constant("sqrt_half", _SQRT_HALF)])])
+            return self._half_of(y, error)
+        if kind in ("gelu_new", "gelu_pytorch_tanh"):
+            root, cubic = (self._constant(f"tanh_gelu_{i}", value) for i, value in enumerate(_TANH_GELU))
+            cube = self._node("Mul", [self._node("Mul", [self._node("Mul", [y, y]), y]), cubic])
+            return self._half_of(y, self._node("Tanh", [self._node("Mul", [self._node("Add", [y, cube]), root])]))
+        raise BadInput(f"{linear.name}: no ONNX operators are known here for the activation {kind!r}")
+
+    def _half_of(self, y: str, x: str) -> str:
+        """y/2 (1 + x)."""
+        one, half = self._constant("one", np.float32(1)), self._constant("half", np.float32(0.5))
+        return self._node("Mul", [self._node("Mul", [y, self._node("Add", [x, one])]), half])
+
+    # --- nodes and constants --------------------------------------------------------------------------------------
+
+    def _plain(self, x: Tensor) -> str:
+        """``x`` in float32."""
+        if x.scale is None:
+            return x.name
+        scale = self._constant("table_scale", np.float32(x.scale))
+        return self._once("DequantizeLinear", [x.name, scale, self._table_zero()])
+
+    def _table_zero(self) -> str:
+        return self._constant("table_zero", np.uint8(TABLE_ZERO))
+
+    def _integers(self, *values: int) -> str:
+        return self._constant("int_" + "_".join(str(v) for v in values), np.array(values, np.int64))
+
+    def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
+        return name
+
+    def _once(self, kind: str, inputs: list[str], **options: Any) -> str:
+        """The output of a node that is made for the first caller only."""
+        key = (kind, *inputs)
+        if key not in self._made:
+            self._made[key] = self._node(kind, inputs, **options)
+        return self._made[key]
+
+    def _node(self, kind: str, inputs: list[str], **options: Any) -> str:
+        return self._nodes(kind, inputs, 1, **options)[0]
+
+    def _nodes(self, kind: str, inputs: list[str], outputs: int, domain: str = "", **options: Any) -> list[str]:
+        name = f"{kind}_{len(self.nodes)}"
+        names = [name] if outputs == 1 else [f"{name}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **options))
+        return names

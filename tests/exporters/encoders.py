@@ -1,0 +1,109 @@
+"""Random encoders of every family, and texts for them: what the tests of the exporters share.
+
+Freshly made norms have weights of 1 and biases of 0, under which most mistakes of a folding are invisible; here every
+parameter is random.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from pipeline.models.config import EncoderConfig, layer_shape
+from pipeline.models.encoder import Encoder, NoNorm
+from pipeline.models.hub import config_fields
+
+VOCABULARY, LONGEST, LABELS = 99, 20, 5
+FIRST_ID = 5
+"""Below it are padding and the other special tokens."""
+
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40, "num_hidden_layers": 3,
+    "max_position_embeddings": 24,
+}  # fmt: skip
+MOBILE = SMALL | {"embedding_size": 12, "intra_bottleneck_size": 16, "num_feedforward_networks": 2, "classifier_activation": False}
+ALL = {"use_bottleneck_attention": True, "key_query_shared_bottleneck": False}
+NONE = {"key_query_shared_bottleneck": False}
+LAYER_NORM = {"normalization_type": "layer_norm", "layer_norm_eps": 1e-5}
+
+HUB: dict[str, transformers.PretrainedConfig] = {
+    "bert": transformers.BertConfig(**SMALL),
+    "roberta": transformers.RobertaConfig(**SMALL, type_vocab_size=1),
+    "distilbert": transformers.DistilBertConfig(vocab_size=VOCABULARY, dim=32, n_layers=3, n_heads=4, hidden_dim=40, max_position_embeddings=24),
+    "electra": transformers.ElectraConfig(**SMALL, embedding_size=12),
+    "electra without projection": transformers.ElectraConfig(**SMALL, embedding_size=32),
+    "albert": transformers.AlbertConfig(**SMALL | {"num_hidden_layers": 4}, embedding_size=12, num_hidden_groups=2),
+    "albert of one layer": transformers.AlbertConfig(**SMALL, embedding_size=12),
+    "mobilebert": transformers.MobileBertConfig(**MOBILE),
+    "mobilebert, pooler": transformers.MobileBertConfig(**MOBILE | {"classifier_activation": True}),
+    "mobilebert, layer norm": transformers.MobileBertConfig(**MOBILE, **LAYER_NORM),
+    "mobilebert, narrow": transformers.MobileBertConfig(**MOBILE | {"intra_bottleneck_size": 8}),
+    "mobilebert, word": transformers.MobileBertConfig(**MOBILE, trigram_input=False),
+    "mobilebert, all": transformers.MobileBertConfig(**MOBILE, **ALL),
+    "mobilebert, all, layer norm": transformers.MobileBertConfig(**MOBILE, **ALL, **LAYER_NORM),
+    "mobilebert, none": transformers.MobileBertConfig(**MOBILE, **NONE),
+    "mobilebert, none, layer norm": transformers.MobileBertConfig(**MOBILE, **NONE, **LAYER_NORM),
+    "mobilebert without bottleneck": transformers.MobileBertConfig(**MOBILE, use_bottleneck=False),
+}
+"""Shapes of the six families under the names of the transformers library; "narrow": the feature map is wider than two bottlenecks."""
+UNEQUAL = [layer_shape(3, 8, [40]), layer_shape(4, 4, [24, 16]), layer_shape(1, 8, [8])]
+ALIKE = [layer_shape(4, 4, [40])] * 3
+OWN: dict[str, dict[str, Any]] = {
+    "unequal layers": {"layers": UNEQUAL, "activation": "gelu_pytorch_tanh"},
+    "factorized": {"embedding_size": 12, "embedding_projection": "word", "embedding_projection_bias": False, "layers": UNEQUAL, "pooler": "relu"},
+    "unequal student": {
+        "embedding_size": 12, "embedding_projection": "trigram", "layers": UNEQUAL, "bottleneck_size": 16, "norm": "no_norm", "activation": "relu",
+        "type_vocab_size": 0, "pooler": "none",
+    },
+    "no norm after the sum": {"embedding_size": 12, "embedding_projection": "sum", "norm": "no_norm", "layers": ALIKE, "bottleneck_size": 16},
+    "shared student": {"norm": "no_norm", "layers": ALIKE, "bottleneck_size": 16, "shared_with": [0, 0, 2], "pooler": "none"},
+    "shared student, all": {"norm": "no_norm", "layers": ALIKE, "bottleneck_size": 16, "shared_with": [0, 0, 0], "bottleneck_attention": "all"},
+    "shared, no norm, no bottleneck": {"norm": "no_norm", "layers": ALIKE, "shared_with": [0, 0, 0]},
+    "one layer": {"layers": ALIKE[:1]},
+}  # fmt: skip
+"""Shapes that the methods of this package make of them."""
+KINDS = (*HUB, *OWN)
+NO_NORM_STUDENTS = ("mobilebert", "mobilebert, narrow", "mobilebert, word", "mobilebert, all", "mobilebert, none", "unequal student")
+SHARED = tuple(kind for kind in KINDS if "albert" in kind or "shared" in kind)
+
+
+def encoder(kind: str, seed: int = 1, **changes: Any) -> Encoder:
+    """A random encoder of ``kind``; ``changes`` are fields of its config."""
+    if kind in HUB:
+        fields = config_fields(HUB[kind].to_dict())
+    else:
+        fields = {"vocab_size": VOCABULARY, "hidden_size": 32, "max_position_embeddings": 24} | OWN[kind]
+    return randomized(Encoder(EncoderConfig(**fields | changes, num_labels=LABELS)), seed)
+
+
+@torch.no_grad()
+def randomized(model: Encoder, seed: int = 1) -> Encoder:
+    """``model`` with random parameters, norms' weights between 0.3 and 1.7 with either sign in NoNorm; in evaluation mode."""
+    torch.manual_seed(seed)
+    # Without statistics feature maps grow from layer to layer, until attention is a step function and float32 noise shows.
+    gain = 0.5 if model.config.norm == "no_norm" else 1.0
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(0, gain * module.in_features**-0.5)
+            if module.bias is not None:
+                module.bias.normal_(0, 0.3)
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0, 0.7)
+        elif isinstance(module, (nn.LayerNorm, NoNorm)):
+            module.weight.uniform_(0.3, 1.7)
+            if isinstance(module, NoNorm):
+                module.weight.mul_(torch.where(torch.rand(len(module.weight)) < 0.1, -1.0, 1.0))
+            module.bias.normal_(0, 0.3)
+    model.embeddings.word.weight[model.config.pad_token_id] = 0  # so that padding behind a text changes nothing in a trigram
+    return model.eval()
+
+
+def texts(count: int, lengths: tuple[int, ...] = (1, 2, LONGEST), longest: int = LONGEST, vocabulary: int = VOCABULARY, seed: int = 0) -> list:
+    """``count`` random texts as ids: one of each of ``lengths``, the rest of any length up to ``longest``."""
+    generator = np.random.default_rng(seed)
+    drawn = [*lengths, *generator.integers(1, longest + 1, count - len(lengths))]
+    return [generator.integers(FIRST_ID, vocabulary, length).tolist() for length in drawn]
