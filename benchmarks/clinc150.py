@@ -1,6 +1,6 @@
 """The figures that the README quotes: run the clinc150 recipe from nothing, measure, write ``results/clinc150.json``.
 
-    python benchmarks/clinc150.py [--results FOLDER]
+    python benchmarks/clinc150.py [--results FOLDER] [--keep FOLDER]
 
 Takes about 40 minutes on two cores; nothing else should run. Every figure is of this run and this machine, and is
 written whether or not it reaches its mark; the exit code is 3 if one does not.
@@ -30,9 +30,12 @@ STARTS = 10
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results")
-    results = parser.parse_args().results
+    parser.add_argument("--keep", type=Path, help="a folder for the caches and outputs, which are removed otherwise; it must not exist yet")
+    options = parser.parse_args()
+    results = options.results
     with tempfile.TemporaryDirectory(prefix="pocketbert-benchmark-") as name:
-        folder = Path(name)
+        folder = options.keep or Path(name)
+        folder.mkdir(parents=True, exist_ok=folder == Path(name))
         recipe_run = measure_run("clinc150", folder)
         ledger = json.loads((folder / "clinc150" / "ledger.json").read_text(encoding="utf-8"))
         results.mkdir(exist_ok=True)
