@@ -1,7 +1,7 @@
 # make demo   set up, run the main job on the built-in example, show what came out
 # make test   set up, check style, run the tests
 # make bench            write the figures of CLINC150 that the README quotes (an hour; nothing else should run)
-# make bench-exporters  our files against plain conversion of the same student, operator by operator (ten minutes, after make bench)
+# make bench-files  our files against plain conversion of the same student, operator by operator (ten minutes, after make bench)
 # make bench-peers      the same weights in every converter's files and in ours, side by side (an hour; 13 GB of environments)
 
 PYTHON  ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3.11)
@@ -12,7 +12,7 @@ STAMP   := $(VENV)/.ready
 OLD     := $(VENV)/old-runtime
 export POCKETBERT_DATA ?= ../shared/data
 
-.PHONY: setup demo test lint bench bench-exporters bench-peers clean
+.PHONY: setup demo test lint bench bench-files bench-peers clean
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
-	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check "tflite-runtime==2.14.0" "numpy<2"
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check "tflite-runtime==2.14.0" "numpy==1.26.4"
 	@touch $@
 
 demo: $(STAMP)
@@ -43,8 +43,8 @@ test: $(STAMP) lint
 bench: $(STAMP)
 	$(BIN)/python benchmarks/clinc150.py; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
-bench-exporters: $(STAMP)
-	$(BIN)/python benchmarks/exporters.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
+bench-files: $(STAMP)
+	$(BIN)/python benchmarks/files.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
 bench-peers: $(STAMP)
 	$(BIN)/python benchmarks/peers.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import peers_table
 
 from device_bench.agent.agent import latency_summary
 from device_bench.measurement import WARMUP
@@ -603,42 +604,6 @@ def works(row: dict[str, Any], case: dict[str, Any]) -> bool:
     if row["accuracy"] is not None:
         return row["accuracy"] >= case["fp32_accuracy"] - 1.0
     return row["fp32_correlation"] >= 0.9
-
-
-def peers_table(figures: dict[str, Any]) -> str:
-    """Every case as a Markdown table, fastest row first, with every peer's version, and a line on its conditions."""
-    parts = []
-    for name, case in figures["cases"].items():
-        own = min((row["p50_ms"] for row in case["rows"] if row["peer"] == OURS), default=None)
-        header = "| file | of | size, MB | accuracy, % | p50, ms | p90 | p99 | times our best |"
-        lines = [f"**{name}**", "", header, "|---|---|--:|--:|--:|--:|--:|--:|"]
-        for row in sorted(case["rows"], key=lambda row: row["p50_ms"]):
-            shown = {k: v for k, v in row["versions"].items() if k not in ("transformers", "torch") or row["peer"] == "torch_eager"}
-            versions = ", ".join(f"{package} {number}" for package, number in shown.items())
-            right = "" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
-            times = "" if own is None else f"{row['p50_ms'] / own:.2f}"
-            label = f"{row['name']}: {row['settings']}"
-            latency = f"{row['p50_ms']:.3f} | {row['p90_ms']:.3f} | {row['p99_ms']:.3f}"
-            lines.append(f"| {label} | {versions} | {row['size_bytes'] / 1e6:.1f} | {right} | {latency} | {times} |")
-        machine, peak = case["machine"], case["int8_peak"]
-        kind = "real test texts" if case["fp32_accuracy"] is not None else "texts, random weights"
-        lines += ["", (
-            f"{case['rounds']} interleaved rounds of {case['texts']} {kind} of {case['tokens_mean']:.4g} tokens on average, one thread, "
-            f"{machine['cpu']} ({machine['cores']} cores); its int8 peak, measured: {peak['gmacs_per_s']:.0f} GMAC/s."
-        )]  # fmt: skip
-        shares = {row["name"]: row["share_of_int8_peak"] for row in case["rows"] if row["peer"] == OURS and "share_of_int8_peak" in row}
-        if shares:
-            macs = case["multiply_adds"]
-            told = ", ".join(f"{row} {100 * share:.0f} %" for row, share in shares.items())
-            lines[-1] += (
-                f" Our files make {macs['last_layer_for_cls_only'] / 1e9:.2f} of the model's {macs['whole_model'] / 1e9:.2f} "
-                f"GMAC; share of the peak: {told}."
-            )
-        if case["fp32_accuracy"] is not None:
-            lines[-1] += f" fp32: {case['fp32_accuracy']:.2f} %."
-        lines += [f"Failed: {one['name']} ({one['step']}): {' '.join(one['error'].split())[:200]}" for one in case["failed"]]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
 
 
 def say(text: str) -> None:

@@ -36,6 +36,78 @@ def clinc150_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+TOLD_STUDENT = {"clinc150 recipe": "", "given": " (with `--student`: a student that an earlier state of the recipe made)"}
+
+
+def files_table(figures: dict[str, Any]) -> str:
+    """Plain conversion and ours of the same student, and what the gates did."""
+    rows = {row["name"]: row for row in figures["files"]}
+    plain = {kind: rows[f"plain {kind} int8"]["p50_ms"] for kind in ("ONNX", "TFLite")}
+    lines = [
+        "| file of the CLINC150 student | size, MB | test accuracy, % | p50 per text, ms | against plain int8 | memory, MB |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in rows.items():
+        faster = plain["ONNX" if "ONNX" in name else "TFLite"] / row["p50_ms"]
+        size, memory = row["size_bytes"] / 1e6, row["memory_bytes"] / 1e6
+        lines.append(f"| {name} | {size:.2f} | {row['test']:.2f} | {row['p50_ms']:.3f} | {faster:.2f}x | {memory:.0f} |")
+    static, fallback, machine = figures["static"], figures["fallback"], figures["machine"]
+    told = [
+        f"Static int8 of it by onnxruntime's quantizer, calibrated on {static['calibration_texts']} texts padded as data loaders pad them: "
+        f"{static['float32_test']:.2f} % becomes **{static['plain_padded_test']:.2f} %** ({static['plain_unpadded_test']:.2f} % without padding). "
+        f"Ours from the same texts: **{static['ours_onnx_test']:.2f} %** in ONNX, **{static['ours_tflite_test']:.2f} %** in TFLite.",
+    ]
+    for kind, title in (("onnx", "ONNX"), ("tflite", "TFLite")):
+        case = fallback[kind]
+        if "kept" in case:
+            kept = ", ".join(f"`{one['name']}`" for one in case["kept"]) or "nothing"
+            told.append(
+                f"An outlier planted in the student ({title}): plain dynamic int8 {case['first_validation']:.2f} % of the validation texts; the gate "
+                f"kept {kept} in float32 within {case['seconds']:.0f} s: {case['validation']:.2f} %."
+            )
+    told.append(
+        f"{figures['rounds']} interleaved rounds of {figures['texts']} real test texts, one thread, {machine['cpu']} ({machine['cores']} cores). "
+        f"Written by `make bench-files` to `results/files.json`{TOLD_STUDENT[figures['student']]}."
+    )
+    return "\n".join([*lines, "", *told])
+
+
+def peers_table(figures: dict[str, Any]) -> str:
+    """Every case as a Markdown table, fastest row first, with every peer's version, and a line on its conditions."""
+    parts = []
+    for name, case in figures["cases"].items():
+        own = min((row["p50_ms"] for row in case["rows"] if row["peer"] == "pocketbert"), default=None)
+        header = "| file | of | size, MB | accuracy, % | p50, ms | p90 | p99 | times our best |"
+        lines = [f"**{name}**", "", header, "|---|---|--:|--:|--:|--:|--:|--:|"]
+        for row in sorted(case["rows"], key=lambda row: row["p50_ms"]):
+            shown = {k: v for k, v in row["versions"].items() if k not in ("transformers", "torch") or row["peer"] == "torch_eager"}
+            versions = ", ".join(f"{package} {number}" for package, number in shown.items())
+            right = "" if row["accuracy"] is None else f"{row['accuracy']:.2f}"
+            times = "" if own is None else f"{row['p50_ms'] / own:.2f}"
+            label = f"{row['name']}: {row['settings']}"
+            latency = f"{row['p50_ms']:.3f} | {row['p90_ms']:.3f} | {row['p99_ms']:.3f}"
+            lines.append(f"| {label} | {versions} | {row['size_bytes'] / 1e6:.1f} | {right} | {latency} | {times} |")
+        machine, peak = case["machine"], case["int8_peak"]
+        kind = "real test texts" if case["fp32_accuracy"] is not None else "texts, random weights"
+        lines += ["", (
+            f"{case['rounds']} interleaved rounds of {case['texts']} {kind} of {case['tokens_mean']:.4g} tokens on average, one thread, "
+            f"{machine['cpu']} ({machine['cores']} cores); its int8 peak, measured: {peak['gmacs_per_s']:.0f} GMAC/s."
+        )]  # fmt: skip
+        shares = {row["name"]: row["share_of_int8_peak"] for row in case["rows"] if row["peer"] == "pocketbert" and "share_of_int8_peak" in row}
+        if shares:
+            macs = case["multiply_adds"]
+            told = ", ".join(f"{row} {100 * share:.0f} %" for row, share in shares.items())
+            lines[-1] += (
+                f" Our files make {macs['last_layer_for_cls_only'] / 1e9:.2f} of the model's {macs['whole_model'] / 1e9:.2f} "
+                f"GMAC; share of the peak: {told}."
+            )
+        if case["fp32_accuracy"] is not None:
+            lines[-1] += f" fp32: {case['fp32_accuracy']:.2f} %."
+        lines += [f"Failed: {one['name']} ({one['step']}): {' '.join(one['error'].split())[:200]}" for one in case["failed"]]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def insert(text: str, marker: str, content: str) -> str:
     """``text`` with ``content`` between ``<!-- marker -->`` and ``<!-- end -->``."""
     pattern = re.compile(rf"(<!-- {re.escape(marker)} -->\n).*?<!-- end -->", re.S)
@@ -47,9 +119,21 @@ def insert(text: str, marker: str, content: str) -> str:
 
 def main() -> int:
     readme = ROOT / "README.md"
-    figures = json.loads((ROOT / "results" / "clinc150.json").read_text(encoding="utf-8"))
-    readme.write_text(insert(readme.read_text(encoding="utf-8"), "results/clinc150.json", clinc150_table(figures)), encoding="utf-8")
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
+
+
+def filled(text: str) -> str:
+    """The README ``text`` with the tables of all committed results."""
+    for name, table in TABLES.items():
+        path = ROOT / "results" / name
+        content = table(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
+        text = insert(text, f"results/{name}", content)
+    return text
+
+
+TABLES = {"clinc150.json": clinc150_table, "files.json": files_table, "peers.json": peers_table}
+"""A file in ``results/`` -> the table that the README shows of it."""
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import numpy as np
 
 ROW_TILE = 5
 """Rows that an 8-bit kernel computes together: XNNPACK's on x86 takes 5, so 11 to 15 tokens cost the same there
-(``results/operators.json``); those on ARM take 4 or 6, and multiples of 5 waste little on them."""
+(``results/files.json``); those on ARM take 4 or 6, and multiples of 5 waste little on them."""
 
 
 def choose_buckets(lengths: Sequence[int], cost: Callable[[int], float], at_most: int, longest: int) -> list[int]:
-    """At most ``at_most`` lengths with the least expected cost, the last of them ``longest``.
+    """At most ``at_most`` lengths with the least expected cost, the last of them ``longest``; fewer where more save nothing.
 
     Args:
         lengths: of the task's texts in tokens; longer ones count as ``longest``.
@@ -42,8 +42,10 @@ def choose_buckets(lengths: Sequence[int], cost: Callable[[int], float], at_most
             row[n] = totals[previous[n]]
         best.append(row)
         chosen.append(previous)
+    totals = [row[longest] for row in best]
+    enough = totals.index(min(totals))  # a bucket that saves nothing would only make the file larger
     buckets, n = [], longest
-    for previous in reversed(chosen):
+    for previous in reversed(chosen[: enough + 1]):
         if n == 0:
             break
         buckets.append(n)

@@ -20,9 +20,11 @@ from runtimes.text import TextEncoder
 
 PREFERENCE = (
     "tflite/model_int8.tflite", "onnx/model_quantized.onnx", "tflite/model_int4.tflite", "onnx/model_q4.onnx",
-    "tflite/model_fp32.tflite", "onnx/model.onnx",
+    "tflite/model_int8_tflite214.tflite", "tflite/model_fp32.tflite", "onnx/model.onnx",
 )  # fmt: skip
 """Small and fast first: what a client without a wish of its own runs."""
+REFUSED_BY = {"tflite/model_int8.tflite": ["tflite-runtime"], "tflite/model_int4.tflite": ["tflite-runtime"]}
+"""Files with scales per channel, which the last tflite-runtime (2.14) does not know."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
             "file": model.name, "format": file_format, "precision": model.precision,
             "buckets": buckets[model.name], "inputs": inputs, "outputs": outputs, "sha256": file_sha256(path),
             "size_bytes": path.stat().st_size, "unique_params": model.unique_params, "metrics": model.metrics,
-            "tolerance": tolerances[model.name], "session": model.session.as_manifest(file_format),
+            "tolerance": tolerances[model.name], "session": model.session.as_manifest(file_format), "refused_by": REFUSED_BY.get(model.name, []),
         } | ({} if model.quantization is None else {"quantization": model.quantization}))  # fmt: skip
     _write_json(folder / MANIFEST, {
         "schema": SCHEMA, "name": parts.name, "generator": {"name": "pocketbert", "version": parts.version},

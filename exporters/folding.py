@@ -268,7 +268,9 @@ def _fold_embeddings(model: Any, max_length: int, segments: int, hidden: _Chain)
         projection = _linear("embeddings.projection", part.projection)
         position = position + projection.bias  # every token gets one position row, so the bias may live there
         projection = replace(projection, bias=None)
-    if kind == "trigram":  # the checkpoints' order is next, this, previous; a file slides a window from left to right
+    if kind == "trigram":
+        rows[config.pad_token_id] = 0  # beyond a text lie zeros, whether or not it is padded there
+        # The checkpoints' order is next, this, previous; a file slides a window from left to right
         projection = replace(projection, weight=np.concatenate(np.split(projection.weight, 3, axis=1)[::-1], axis=1))
     norm: Norm | None = _norm("embeddings.norm", part.norm)
     if kind == "sum":

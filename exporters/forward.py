@@ -78,7 +78,7 @@ def forward(model: FoldedEncoder, steps: Steps) -> Value:
                 only |= {name} if read.first_only else set()
         stream = "inner" if layer.out is not None else "hidden"
         if layer.first_only:
-            for name in {"query", "hidden", stream} - only:
+            for name in sorted({"query", "hidden", stream} - only):  # a set has another order in every process, a file must not
                 parts[name] = first(name)
         h = steps.attention(parts["query"], parts["key"], parts["value"], layer.heads, layer.head_size)
         h = _residual(steps, layer.output, h, parts[stream], layer.attention_norm)

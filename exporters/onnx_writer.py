@@ -7,7 +7,7 @@ the hub's names, the output is ``logits`` (or ``probabilities``) [batch_size, C]
 A float32 file has standard operators only. A quantized file takes those of ONNX Runtime (domain com.microsoft) that do
 several steps at once, because a small model pays more for the number of operators than for its arithmetic:
 DynamicQuantizeMatMul (quantize, multiply, scale, add the bias), MatMulIntegerToFloat, MatMulNBits, MultiHeadAttention
-and Gelu. ``benchmarks/operators.py`` compares them with the alternatives.
+and Gelu. ``benchmarks/files.py`` compares them with the alternatives.
 
 Every constant is stored once under its name, so a shared matrix is shared in the file.
 """
@@ -38,6 +38,8 @@ TABLE_ZERO = 128
 """Code of 0 in an 8-bit table, which is unsigned: the table's codes can then be multiplied as they are."""
 BLOCK = 32
 """Weights along a row that share a scale in 4 bits."""
+WATCHED = ".result"
+"""Ends the name of a matrix' result; the name itself is that of its weights."""
 SMALLEST_EPS = 1e-12
 _SQRT_HALF, _TANH_GELU = np.float32(np.sqrt(0.5)), (np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715))
 
@@ -54,7 +56,7 @@ def write_onnx(model: FoldedEncoder, path: Path, plan: QuantPlan = FLOAT_PLAN, w
     """Write ``model`` in the precisions of ``plan``.
 
     Args:
-        watch: the result of every matrix is an output too, under the matrix' name, to find where a file goes wrong.
+        watch: the result of every matrix is an output too, under the matrix' name and ``WATCHED``, to find where a file goes wrong.
 
     Raises:
         BadInput: a precision that ONNX Runtime has no operator for, or a static one without its range.
@@ -62,7 +64,8 @@ def write_onnx(model: FoldedEncoder, path: Path, plan: QuantPlan = FLOAT_PLAN, w
     quantized = any(plan.precision(linear.name) != FLOAT32 for linear, _ in model.linears())
     steps = OnnxSteps(plan, model.segments, fused=quantized)
     result = forward(model, steps)
-    steps.finish({model.output: result} | (steps.results if watch else {}))
+    watched = {name + WATCHED: tensor for name, tensor in steps.results.items()} if watch else {}
+    steps.finish({model.output: result} | watched)
     graph = helper.make_graph(
         steps.nodes, "encoder",
         [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size", "sequence_length"]) for name in steps.inputs],

@@ -15,7 +15,7 @@ from torch import nn
 
 from exporters.folding import FoldedEncoder
 from exporters.forward import NumpySteps, forward
-from exporters.onnx_writer import write_onnx
+from exporters.onnx_writer import WATCHED, write_onnx
 from exporters.tflite_writer import write_tflite
 from runtimes.backends import SIGNATURE_PREFIX, OnnxModel, load_model
 from runtimes.errors import GateFailed
@@ -115,7 +115,7 @@ def _comparable(module: nn.Module, model: FoldedEncoder, ids: Sequence[int]) -> 
     """(name, result in torch, result in ``model``) in the order of use."""
     calls: dict[nn.Module, list[torch.Tensor]] = {}
     linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    hooks = [part.register_forward_hook(lambda part, _, y: calls.setdefault(part, []).append(y[0].float())) for part in linears]
+    hooks = [part.register_forward_hook(lambda part, _, y: calls.setdefault(part, []).append(y.flatten(0, -2).float())) for part in linears]
     try:
         module.eval()(torch.tensor([list(ids)]))
     finally:
@@ -151,7 +151,8 @@ def _onnx_results(path: Path, ids: Sequence[int]) -> dict[str, np.ndarray]:
     row = np.asarray([ids], np.int64)
     fill = {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": np.zeros_like(row)}
     names = [item.name for item in session.get_outputs()]
-    return dict(zip(names, session.run(names, {item.name: fill[item.name] for item in session.get_inputs()}), strict=True))
+    results = session.run(names, {item.name: fill[item.name] for item in session.get_inputs()})
+    return {name.removesuffix(WATCHED): value for name, value in zip(names, results, strict=True)}
 
 
 def _tflite_results(path: Path, ids: Sequence[int], length: int) -> dict[str, np.ndarray]:

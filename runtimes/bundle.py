@@ -35,6 +35,7 @@ class ModelEntry:
     """One model file as the manifest describes it.
 
     ``tolerance``: largest |difference| from its golden logits, which it gave under the options of ``session``.
+    ``refused_by``: beginnings of the names of runtimes that have this format but cannot run this file.
     """
 
     file: str
@@ -44,6 +45,11 @@ class ModelEntry:
     tolerance: float
     metrics: dict[str, float]
     session: SessionOptions
+    refused_by: tuple[str, ...] = ()
+
+    def runs_on(self, formats: dict[str, str]) -> bool:
+        """Whether one of the runtimes at hand, format -> name, can run it."""
+        return self.format in formats and not formats[self.format].startswith(self.refused_by)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def open_bundle(folder: Path) -> Bundle:
         models = tuple(
             ModelEntry(
                 m["file"], m["format"], m["precision"], tuple(m["buckets"]), m["tolerance"], m["metrics"],
-                SessionOptions.read(m.get("session"), f"{path}: {m['file']}"),
+                SessionOptions.read(m.get("session"), f"{path}: {m['file']}"), tuple(m.get("refused_by", ())),
             )
             for m in manifest["models"]
         )

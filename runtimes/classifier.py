@@ -56,10 +56,10 @@ def choose_model(bundle: Bundle, file: str | None = None) -> ModelEntry:
         raise BadInput(f"{bundle.folder}: no model file {file!r}; it has {', '.join(m.file for m in bundle.models)}")
     formats = installed_formats()
     for entry in bundle.models:
-        if entry.format in formats:
+        if entry.runs_on(formats):
             return entry
     raise BadInput(
-        f"{bundle.folder}: no runtime for its formats ({', '.join(sorted({m.format for m in bundle.models}))}); "
+        f"{bundle.folder}: no runtime for its files ({', '.join(m.file for m in bundle.models)}); "
         "pip install 'pocketbert[onnx]' or 'pocketbert[tflite]'"
     )
 

@@ -44,7 +44,7 @@ def verify(folder: Path) -> tuple[int, list[Check]]:
     formats = installed_formats()
     checks = []
     for entry in bundle.models:
-        if entry.format not in formats:
+        if not entry.runs_on(formats):
             checks.append(Check(entry.file, None, 0, None, entry.tolerance))
             continue
         model = load_model(bundle.path(entry), session=entry.session)

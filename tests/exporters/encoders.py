@@ -6,6 +6,7 @@ parameter is random.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -107,3 +108,29 @@ def texts(count: int, lengths: tuple[int, ...] = (1, 2, LONGEST), longest: int =
     generator = np.random.default_rng(seed)
     drawn = [*lengths, *generator.integers(1, longest + 1, count - len(lengths))]
     return [generator.integers(FIRST_ID, vocabulary, length).tolist() for length in drawn]
+
+
+BIG: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_size": 128, "layers": [layer_shape(4, 32, [512])] * 3},
+    "student": {
+        "hidden_size": 256, "embedding_size": 96, "embedding_projection": "trigram", "layers": [layer_shape(4, 32, [512, 512])] * 4,
+        "bottleneck_size": 128, "norm": "no_norm", "activation": "relu", "type_vocab_size": 0, "pooler": "none",
+    },
+    "albert": {
+        "vocab_size": 8000, "hidden_size": 256, "embedding_size": 64, "embedding_projection": "sum", "layers": [layer_shape(4, 64, [1024])] * 6,
+        "shared_with": [0] * 6, "activation": "gelu_new",
+    },
+}  # fmt: skip
+"""Large enough that weights, and not the graph, decide a file's size and its behaviour in 8 bits."""
+BIG_LONGEST = 32
+
+
+@cache
+def big_encoder(kind: str) -> Encoder:
+    fields = {"vocab_size": 2000, "max_position_embeddings": 40} | BIG[kind]
+    return randomized(Encoder(EncoderConfig(**fields, num_labels=LABELS)))
+
+
+@cache
+def big_texts() -> list:
+    return texts(100, (1, 2, 8, 9, 16, 17, BIG_LONGEST), BIG_LONGEST, 2000)

@@ -130,23 +130,6 @@ def _inner_names(layer) -> list[str]:
     return ["attention_norm", *(f"ffns.{f}.norm" for f in range(len(layer.ffns)))]
 
 
-@pytest.fixture(scope="module")
-def minilm():
-    """The published all-MiniLM-L6-v2 with a classifier of random weights, and real commands as its tokenizer cuts them."""
-    from pipeline.checkpoint import Checkpoint
-    from pipeline.models.source import find_source
-    from pipeline.tasks.commands import make_commands
-
-    data = make_commands()
-    torch.manual_seed(0)
-    checkpoint = Checkpoint.load(find_source("sentence-transformers/all-MiniLM-L6-v2"), data.labels)
-    checkpoint.model.classifier.weight.data.normal_(0, 0.5)
-    encoded = checkpoint.encode(data.test, {label: i for i, label in enumerate(data.labels)}, 32)
-    by_length = np.argsort(encoded.lengths, kind="stable")
-    chosen = by_length[np.linspace(0, len(by_length) - 1, 40).astype(int)]
-    return checkpoint.model, [encoded.text(row).tolist() for row in chosen]
-
-
 def test_a_pretrained_model_on_real_texts(minilm):
     model, lists = minilm
     folded = fold(model, 32)
