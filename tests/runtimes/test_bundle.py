@@ -13,7 +13,7 @@ import pytest
 
 from runtimes import backends, classifier
 from runtimes.bundle import CHECKSUMS, check_sums, is_safe_name, open_bundle, write_sums
-from runtimes.classifier import Classifier
+from runtimes.classifier import Classifier, choose_model
 from runtimes.errors import BadInput, IntegrityError
 from runtimes.session import SessionOptions
 from runtimes.verify import verify
@@ -155,6 +155,14 @@ def test_the_bucket_is_the_smallest_that_holds_the_text(bundle):
         model.logits([2] * 17)
 
 
+def test_a_runtime_that_would_refuse_a_file_gets_the_next(bundle, monkeypatch):
+    """tflite-runtime 2.14 does not know the scales of the int8 file; the float32 file it runs."""
+    monkeypatch.setattr(classifier, "installed_formats", lambda: {"tflite": "tflite-runtime 2.14.0"})
+    assert choose_model(open_bundle(bundle)).file == "tflite/model_fp32.tflite"
+    monkeypatch.setattr(classifier, "installed_formats", lambda: {"tflite": "ai-edge-litert 2.3.0"})
+    assert choose_model(open_bundle(bundle)).file == "tflite/model_int8.tflite"
+
+
 def test_a_missing_runtime_is_named_and_the_other_one_is_used(bundle, monkeypatch):
     def absent():
         raise BadInput("no TFLite runtime is installed")
@@ -164,7 +172,7 @@ def test_a_missing_runtime_is_named_and_the_other_one_is_used(bundle, monkeypatc
     _, checks = verify(bundle)
     assert {check.file: check.runtime is None for check in checks}["tflite/model_int8.tflite"] is True
     monkeypatch.setattr(classifier, "installed_formats", dict)
-    with pytest.raises(BadInput, match=r"no runtime for its formats \(onnx, tflite\)"):
+    with pytest.raises(BadInput, match=r"no runtime for its files \(tflite/model_int8\.tflite, "):
         Classifier(bundle)
     with pytest.raises(BadInput, match="no model file 'x'; it has tflite/"):
         Classifier(bundle, "x")
