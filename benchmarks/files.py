@@ -300,6 +300,10 @@ def compare_operators() -> list[dict[str, Any]]:
             forms = {form: attention_session(form, heads, size) for form in ("separate operators", "MultiHeadAttention")}
             us = race(forms, {"x": (1, tokens, heads * size)}, CHAIN)
             rows.append({"what": "attention", "heads": heads, "head_size": size, "tokens": tokens} | us)
+    for width in (256, 384, 768):
+        for tokens in (11, 128):
+            forms = {form: norm_session(form, width) for form in ("Add, LayerNormalization", "SkipLayerNormalization")}
+            rows.append({"what": "norm", "width": width, "tokens": tokens} | race(forms, {"x": (1, tokens, width)}, CHAIN))
     return rows
 
 
@@ -393,6 +397,20 @@ def attention_session(form: str, heads: int, size: int) -> Any:
             ]
         x = y
     return make_session(nodes, constants, inputs, (x, ["b", "n", width]))
+
+
+def norm_session(form: str, width: int) -> Any:
+    constants = [numpy_helper.from_array(np.full(width, value, np.float32), name) for name, value in (("g", 1.0), ("b", 0.0))]
+    nodes, x = [], "x"
+    for step in range(CHAIN):
+        y = f"y{step}"
+        if form == "SkipLayerNormalization":
+            nodes.append(helper.make_node(form, [x, "x", "g", "b"], [y], domain="com.microsoft", epsilon=1e-12))
+        else:
+            nodes.append(helper.make_node("Add", [x, "x"], [f"s{step}"]))
+            nodes.append(helper.make_node("LayerNormalization", [f"s{step}", "g", "b"], [y], axis=-1, epsilon=1e-12))
+        x = y
+    return make_session(nodes, constants, [("x", TensorProto.FLOAT, ["b", "n", width])], (x, ["b", "n", width]))
 
 
 def make_session(nodes: list[Any], constants: list[Any], inputs: list[tuple[str, int, list[Any]]], output: tuple[str, list[Any]]) -> Any:

@@ -6,8 +6,9 @@ the hub's names, the output is ``logits`` (or ``probabilities``) [batch_size, C]
 
 A float32 file has standard operators only. A quantized file takes those of ONNX Runtime (domain com.microsoft) that do
 several steps at once, because a small model pays more for the number of operators than for its arithmetic:
-DynamicQuantizeMatMul (quantize, multiply, scale, add the bias), MatMulIntegerToFloat, MatMulNBits, MultiHeadAttention
-and Gelu. ``benchmarks/files.py`` compares them with the alternatives.
+DynamicQuantizeMatMul (quantize, multiply, scale, add the bias), QAttention (the product of queries, keys and values, and
+the attention), MatMulIntegerToFloat, MatMulNBits, MultiHeadAttention and Gelu. ``benchmarks/files.py`` compares them with the alternatives;
+SkipLayerNormalization is not among them, which takes longer than the addition and the norm that it replaces.
 
 Every constant is stored once under its name, so a shared matrix is shared in the file.
 """
@@ -46,10 +47,28 @@ _SQRT_HALF, _TANH_GELU = np.float32(np.sqrt(0.5)), (np.float32(np.sqrt(2 / np.pi
 
 @dataclass(frozen=True)
 class Tensor:
-    """The name of a value. ``scale``: it holds codes of an 8-bit table, worth scale * (code - 128)."""
+    """The name of a value. ``scale``: it holds codes of an 8-bit table, worth scale * (code - 128).
+
+    ``rectify``: a ReLU is still to be taken; quantizing to codes from 0 up takes it for nothing.
+    """
 
     name: str
     scale: float | None = None
+    rectify: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """Columns ``start`` to ``start + width`` of a product that no node computes yet: how it is computed depends on its readers.
+
+    ``widths`` are those of all parts of the whole product.
+    """
+
+    linear: Linear
+    x: Tensor
+    start: int
+    widths: tuple[int, ...]
+    width: int
 
 
 def write_onnx(model: FoldedEncoder, path: Path, plan: QuantPlan = FLOAT_PLAN, watch: bool = False) -> None:
@@ -62,7 +81,7 @@ def write_onnx(model: FoldedEncoder, path: Path, plan: QuantPlan = FLOAT_PLAN, w
         BadInput: a precision that ONNX Runtime has no operator for, or a static one without its range.
     """
     quantized = any(plan.precision(linear.name) != FLOAT32 for linear, _ in model.linears())
-    steps = OnnxSteps(plan, model.segments, fused=quantized)
+    steps = OnnxSteps(plan, model.segments, fused=quantized, watch=watch)
     result = forward(model, steps)
     watched = {name + WATCHED: tensor for name, tensor in steps.results.items()} if watch else {}
     steps.finish({model.output: result} | watched)
@@ -84,14 +103,16 @@ class OnnxSteps:
 
     Args:
         fused: whether ONNX Runtime's own operators may be used.
+        watch: whether every product must be there by itself.
     """
 
-    def __init__(self, plan: QuantPlan, segments: int, fused: bool) -> None:
+    def __init__(self, plan: QuantPlan, segments: int, fused: bool, watch: bool) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if segments == 2 else [])
         self._plan = plan
         self._fused = fused
+        self._watch = watch
         self._made: dict[tuple[str, ...], str] = {}
         self.results: dict[str, Tensor] = {}
         self.outputs: list[str] = []
@@ -101,7 +122,7 @@ class OnnxSteps:
         self.outputs = list(outputs)
         for number, (name, tensor) in enumerate(outputs.items()):
             kind, more = ("Identity", []) if number else ("Squeeze", [self._integers(1)])
-            self.nodes.append(helper.make_node(kind, [tensor.name, *more], [name], name=f"{name}.output"))
+            self.nodes.append(helper.make_node(kind, [self._plain(tensor), *more], [name], name=f"{name}.output"))
 
     # --- operations -----------------------------------------------------------------------------------------------
 
@@ -130,30 +151,42 @@ class OnnxSteps:
         block = self._node("Mul", ["token_type_ids", self._constant("positions_per_type", np.int64(max_length))])
         return Tensor(self._node("Gather", [rows, self._node("Add", [block, own])]))
 
-    def linear(self, linear: Linear, x: Tensor) -> Tensor:
-        product = {FLOAT32: self._float, INT8: self._dynamic, INT8_STATIC: self._static, INT4: self._four_bits}
-        y = product[self._plan.precision(linear.name)](linear, x)
+    def linear(self, linear: Linear, x: Tensor | Product) -> Tensor | Product:
+        x = self._settled(x)
+        precision = self._plan.precision(linear.name)
+        if self._fused and not self._watch and linear.activation is None and x.scale is None and precision in (INT8, INT8_STATIC):
+            return Product(linear, x, 0, (len(linear.weight),), len(linear.weight))
+        y = self._product(linear, x)
+        if linear.activation == "relu" and self._fused and not self._watch:
+            return Tensor(y, rectify=True)
         self.results[linear.name] = Tensor(y if linear.activation is None else self._activation(linear, y))
         return self.results[linear.name]
 
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
+    def add(self, a: Tensor | Product, b: Tensor | Product) -> Tensor:
         return Tensor(self._node("Add", [self._plain(a), self._plain(b)]))
 
-    def norm(self, norm: Norm, x: Tensor) -> Tensor:
+    def norm(self, norm: Norm, x: Tensor | Product) -> Tensor:
         weight, bias = self._constant(norm.name, norm.weight), self._constant(f"{norm.name}.bias", norm.bias)
         if norm.kind == "layer_norm":
             return Tensor(self._node("LayerNormalization", [self._plain(x), weight, bias], axis=-1, epsilon=max(norm.eps, SMALLEST_EPS)))
         return Tensor(self._node("Add", [self._node("Mul", [self._plain(x), weight]), bias]))
 
-    def split(self, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    def split(self, x: Tensor | Product, widths: Sequence[int]) -> list[Tensor | Product]:
         if len(widths) == 1:
             return [x]
+        if isinstance(x, Product):
+            starts = np.cumsum([0, *widths[:-1]]).tolist()
+            return [replace(x, start=start, width=width, widths=tuple(widths)) for start, width in zip(starts, widths, strict=True)]
         return [Tensor(name) for name in self._nodes("Split", [x.name, self._integers(*widths)], len(widths), axis=-1)]
 
-    def first(self, x: Tensor) -> Tensor:
+    def first(self, x: Tensor | Product) -> Tensor:
+        x = self._settled(x)
         return replace(x, name=self._node("Slice", [x.name, self._integers(0), self._integers(1), self._integers(1)]))
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int, head_size: int) -> Tensor:
+    def attention(self, query: Any, key: Any, value: Any, heads: int, head_size: int) -> Tensor:
+        if self._fused and self._from_one_product(query, key, value):
+            return self._quantized_attention(query, heads, head_size)
+        query, key, value = self._settled(query), self._settled(key), self._settled(value)
         if self._fused:
             mask = self._once("Cast", ["attention_mask"], to=TensorProto.INT32)
             inputs = [query.name, key.name, value.name, "", mask]
@@ -172,9 +205,67 @@ class OnnxSteps:
         return Tensor(self._node("Reshape", [joined, self._integers(0, 0, heads * head_size)]))
 
     def softmax(self, logits: Tensor) -> Tensor:
-        return Tensor(self._node("Softmax", [logits.name], axis=-1))
+        return Tensor(self._node("Softmax", [self._plain(logits)], axis=-1))
+
+    def _from_one_product(self, query: Any, key: Any, value: Any) -> bool:
+        """Whether the three are the first parts, alike in width, of one product that is not computed yet."""
+        parts = (query, key, value)
+        if not all(isinstance(part, Product) and part.linear is query.linear and part.x is query.x for part in parts):
+            return False
+        return [part.start for part in parts] == [0, query.width, 2 * query.width] and ("parts", query.linear.name, query.x.name) not in self._made
+
+    def _quantized_attention(self, query: Product, heads: int, head_size: int) -> Tensor:
+        """The product of queries, keys and values and the attention as one operator. What else the product holds comes by itself."""
+        linear, width = query.linear, 3 * query.width
+        codes, scale, zero = self._codes(linear, query.x)
+        self._made["attended", linear.name, query.x.name] = codes
+        own = replace(linear, name=linear.name if len(linear.weight) == width else f"{linear.name}.0", weight=linear.weight[:width])
+        weight, scales = self._int8(own)
+        bias = self._constant(f"{own.name}.bias", linear.bias[:width])
+        mask = self._once("Cast", ["attention_mask"], to=TensorProto.INT32)
+        zeros = self._constant(f"zeros_{width}", np.zeros(width, np.int8))
+        options = {"num_heads": heads, "scale": 1.0, "mask_filter_value": MASKED_SCORE}
+        return Tensor(self._node("QAttention", [codes, weight, bias, scale, scales, mask, zero, zeros], domain=FUSED, **options))
 
     # --- matrices -------------------------------------------------------------------------------------------------
+
+    def _settled(self, x: Tensor | Product) -> Tensor:
+        """``x`` as a value that a node has computed."""
+        if isinstance(x, Tensor):
+            return x
+        linear, end = x.linear, x.start + x.width
+        if ("attended", linear.name, x.x.name) in self._made:
+            rest = Linear(f"{linear.name}.{x.start}", linear.weight[x.start : end], linear.bias[x.start : end])
+            codes, scale, zero = self._codes(linear, x.x)
+            return Tensor(self._integer_product(rest, codes, scale, zero, *self._int8(rest)))
+        key = ("parts", linear.name, x.x.name)
+        if key not in self._made:
+            whole = self._product(linear, x.x)
+            names = [whole] if len(x.widths) == 1 else self._nodes("Split", [whole, self._integers(*x.widths)], len(x.widths), axis=-1)
+            self._made[key] = "\n".join(names)
+        at = np.cumsum([0, *x.widths[:-1]]).tolist().index(x.start)
+        return Tensor(self._made[key].split("\n")[at])
+
+    def _product(self, linear: Linear, x: Tensor) -> str:
+        precision = self._plan.precision(linear.name)
+        if x.rectify and precision != INT8_STATIC:
+            x = Tensor(self._plain(x))
+        return {FLOAT32: self._float, INT8: self._dynamic, INT8_STATIC: self._static, INT4: self._four_bits}[precision](linear, x)
+
+    def _codes(self, linear: Linear, x: Tensor) -> tuple[str, str, str]:
+        """8-bit codes of ``x`` as ``linear`` reads it, and the names of their scale and zero point."""
+        if self._plan.precision(linear.name) == INT8:
+            key = ("codes", x.name)
+            if key not in self._made:
+                self._made[key] = "\n".join(self._nodes("DynamicQuantizeLinear", [x.name], 3))
+            codes, scale, zero = self._made[key].split("\n")
+            return codes, scale, zero
+        seen = self._plan.range(linear.name)
+        low, high = 0.0 if x.rectify else min(seen.input_min, 0.0), max(seen.input_max, 0.0)
+        step = (high - low) / 255 or 1.0
+        scale = self._constant(f"{linear.name}.input_scale", np.float32(step))
+        zero = self._constant(f"{linear.name}.input_zero", np.uint8(round(-low / step)))
+        return self._once("QuantizeLinear", [x.name, scale, zero]), scale, zero
 
     def _float(self, linear: Linear, x: Tensor) -> str:
         y = self._node("MatMul", [self._plain(x), self._constant(linear.name, linear.weight.T)])
@@ -182,25 +273,23 @@ class OnnxSteps:
 
     def _dynamic(self, linear: Linear, x: Tensor) -> str:
         weight, scales = self._int8(linear)
-        if x.scale is not None:  # the table's codes are quantized already
-            return self._integer_product(linear, x.name, x.scale, self._table_zero(), weight, scales)
+        if x.scale is not None:
+            return self._table_product(linear, x, weight, scales)
         return self._node("DynamicQuantizeMatMul", [x.name, weight, scales, "", *self._bias(linear)], domain=FUSED)
 
     def _static(self, linear: Linear, x: Tensor) -> str:
         weight, scales = self._int8(linear)
         if x.scale is not None:
-            return self._integer_product(linear, x.name, x.scale, self._table_zero(), weight, scales)
-        seen = self._plan.range(linear.name)
-        low, high = min(seen.input_min, 0.0), max(seen.input_max, 0.0)
-        scale = (high - low) / 255 or 1.0
-        zero = self._constant(f"{linear.name}.input_zero", np.uint8(round(-low / scale)))
-        codes = self._node("QuantizeLinear", [x.name, self._constant(f"{linear.name}.input_scale", np.float32(scale)), zero])
-        return self._integer_product(linear, codes, scale, zero, weight, scales)
+            return self._table_product(linear, x, weight, scales)
+        return self._integer_product(linear, *self._codes(linear, x), weight, scales)
 
-    def _integer_product(self, linear: Linear, codes: str, scale: float, zero: str, weight: str, scales: str) -> str:
-        factor = self._constant(f"{linear.name}.input_scale", np.float32(scale))
-        inputs = [codes, weight, factor, scales, zero, "", *self._bias(linear)]
-        return self._node("MatMulIntegerToFloat", inputs, domain=FUSED)
+    def _table_product(self, linear: Linear, x: Tensor, weight: str, scales: str) -> str:
+        """The table's codes are quantized already."""
+        scale = self._constant("table_scale", np.float32(x.scale))
+        return self._integer_product(linear, x.name, scale, self._table_zero(), weight, scales)
+
+    def _integer_product(self, linear: Linear, codes: str, scale: str, zero: str, weight: str, scales: str) -> str:
+        return self._node("MatMulIntegerToFloat", [codes, weight, scale, scales, zero, "", *self._bias(linear)], domain=FUSED)
 
     def _four_bits(self, linear: Linear, x: Tensor) -> str:
         rows, columns = linear.weight.shape
@@ -244,8 +333,11 @@ class OnnxSteps:
 
     # --- nodes and constants --------------------------------------------------------------------------------------
 
-    def _plain(self, x: Tensor) -> str:
+    def _plain(self, x: Tensor | Product) -> str:
         """``x`` in float32."""
+        x = self._settled(x)
+        if x.rectify:
+            return self._once("Relu", [x.name])
         if x.scale is None:
             return x.name
         scale = self._constant("table_scale", np.float32(x.scale))
