@@ -15,6 +15,7 @@ Every constant is stored once under its name, so a shared matrix is shared in th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,8 @@ def write_onnx(model: FoldedEncoder, path: Path, plan: QuantPlan = FLOAT_PLAN, w
         BadInput: a precision that ONNX Runtime has no operator for, or a static one without its range.
     """
     quantized = any(plan.precision(linear.name) != FLOAT32 for linear, _ in model.linears())
-    steps = OnnxSteps(plan, model.segments, fused=quantized, watch=watch)
+    uses = Counter(linear.name for linear, _ in model.linears())
+    steps = OnnxSteps(plan, model.segments, fused=quantized, watch=watch, shared={name for name, count in uses.items() if count > 1})
     result = forward(model, steps)
     watched = {name + WATCHED: tensor for name, tensor in steps.results.items()} if watch else {}
     steps.finish({model.output: result} | watched)
@@ -104,16 +106,18 @@ class OnnxSteps:
     Args:
         fused: whether ONNX Runtime's own operators may be used.
         watch: whether every product must be there by itself.
+        shared: matrices that several layers use.
     """
 
-    def __init__(self, plan: QuantPlan, segments: int, fused: bool, watch: bool) -> None:
+    def __init__(self, plan: QuantPlan, segments: int, fused: bool, watch: bool, shared: set[str]) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if segments == 2 else [])
         self._plan = plan
         self._fused = fused
         self._watch = watch
-        self._made: dict[tuple[str, ...], str] = {}
+        self._shared = shared
+        self._made: dict[tuple[str, ...], Any] = {}
         self.results: dict[str, Tensor] = {}
         self.outputs: list[str] = []
 
@@ -212,6 +216,8 @@ class OnnxSteps:
         parts = (query, key, value)
         if not all(isinstance(part, Product) and part.linear is query.linear and part.x is query.x for part in parts):
             return False
+        if query.linear.name in self._shared and 3 * query.width < len(query.linear.weight):
+            return False  # another layer may need the matrix in one piece, and it is to be stored once
         return [part.start for part in parts] == [0, query.width, 2 * query.width] and ("parts", query.linear.name, query.x.name) not in self._made
 
     def _quantized_attention(self, query: Product, heads: int, head_size: int) -> Tensor:
@@ -242,9 +248,9 @@ class OnnxSteps:
         if key not in self._made:
             whole = self._product(linear, x.x)
             names = [whole] if len(x.widths) == 1 else self._nodes("Split", [whole, self._integers(*x.widths)], len(x.widths), axis=-1)
-            self._made[key] = "\n".join(names)
+            self._made[key] = names
         at = np.cumsum([0, *x.widths[:-1]]).tolist().index(x.start)
-        return Tensor(self._made[key].split("\n")[at])
+        return Tensor(self._made[key][at])
 
     def _product(self, linear: Linear, x: Tensor) -> str:
         precision = self._plan.precision(linear.name)
@@ -257,9 +263,8 @@ class OnnxSteps:
         if self._plan.precision(linear.name) == INT8:
             key = ("codes", x.name)
             if key not in self._made:
-                self._made[key] = "\n".join(self._nodes("DynamicQuantizeLinear", [x.name], 3))
-            codes, scale, zero = self._made[key].split("\n")
-            return codes, scale, zero
+                self._made[key] = tuple(self._nodes("DynamicQuantizeLinear", [x.name], 3))
+            return self._made[key]
         seen = self._plan.range(linear.name)
         low, high = 0.0 if x.rectify else min(seen.input_min, 0.0), max(seen.input_max, 0.0)
         step = (high - low) / 255 or 1.0
