@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,10 +70,11 @@ def make_gate(folder: Path, suffix: str, scheme: str, broken: list[tuple[int, in
 
 
 def stored(path: Path) -> dict[str, set[str]]:
-    """Names of matrices and tables in a file -> "float32" or "int8", as the file itself stores them."""
+    """Names of matrices and tables in a file -> "float32" or "int8", as the file itself stores them; NAME.0 is a piece of NAME."""
     if path.suffix == ".onnx":
         kinds = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "int8"}
-        return {tensor.name: {kinds[tensor.data_type]} for tensor in onnx.load(path).graph.initializer if tensor.data_type in kinds}
+        held = [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type in kinds]
+        return {re.sub(r"\.\d+$", "", tensor.name): {kinds[tensor.data_type]} for tensor in held}
     kinds = {schema.TensorType.FLOAT32: "float32", schema.TensorType.INT8: "int8"}
     found: dict[str, set[str]] = {}
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
