@@ -37,7 +37,6 @@ class Quantize(Stage):
     version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("model", "exported")
     gives: ClassVar[tuple[str, ...]] = ("quantized",)
-    reads_ledger: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Jacob et al. 2018, arXiv:1712.05877; Zafrir et al. 2019, Q8BERT, arXiv:1910.06188; Xiao et al. 2022, SmoothQuant, arXiv:2211.10438"
     )
