@@ -7,9 +7,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The models are tiny: threads that wait for each other take longer than the work."""
+    """The models are tiny: threads that wait for each other take longer than the work. Given back, as bytes of a run depend on them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
