@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 
@@ -165,10 +164,10 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny_run, tiny_recipe,
 
 
 def test_ctrl_c_stops_with_a_clean_message_and_keeps_the_work(tiny_recipe, tiny_model, tiny_data, tmp_path):
-    command = [*POCKETBERT, "run", str(tiny_recipe), "--model", str(tiny_model), "--data", str(tiny_data), "--cache", str(tmp_path / "c")]
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever starts the tests in the background ignores interrupts
-    command += ["--out", str(tmp_path / "o"), "--set", "finetune.epochs=500"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    heeds = ["env", "--default-signal=INT"]  # whoever starts the tests in the background has them ignore interrupts
+    command = [*heeds, *POCKETBERT, "run", str(tiny_recipe), "--model", str(tiny_model), "--data", str(tiny_data)]
+    command += ["--cache", str(tmp_path / "c"), "--out", str(tmp_path / "o"), "--set", "finetune.epochs=500"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     lines = []
     while "step" not in "".join(lines):  # training, not importing
         lines.append(process.stderr.readline())
