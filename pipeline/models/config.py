@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 NORMS = ("layer_norm", "no_norm")
 EMBEDDING_PROJECTIONS = ("none", "word", "trigram", "sum")
 BOTTLENECK_ATTENTION = ("query_key", "all", "none")
+LAYER_PARTS = ("heads", "head_size", "ffn_sizes", "ranks")
 
 
 class EncoderConfig(PretrainedConfig):
@@ -29,8 +30,12 @@ class EncoderConfig(PretrainedConfig):
             mapped from 3E (MobileBERT, arXiv:2004.02984). ``sum``: word + position + type live and are normalised
             in E, the result is mapped (ALBERT, ELECTRA).
         embedding_projection_bias: whether that map has a bias.
-        layers: one mapping per layer with ``heads``, ``head_size`` and ``ffn_sizes`` (one width per stacked FFN).
+        layers: one mapping per layer with ``heads``, ``head_size``, ``ffn_sizes`` (one width per stacked FFN) and, where matrices are
+            products of two thin ones, ``ranks``: name within the layer (``attention.query``, ``ffns.0.up``) -> rank. A layer may
+            have no heads, or FFNs of width 0: what is left of them is the bias behind them.
         shared_with: for each layer the index of the layer whose weights it uses (itself when it has its own).
+        shared_attention, shared_ffn: the same for the matrices of the attention, or of the FFNs, alone; norms stay apart.
+        quaternion: the matrices of the layers are quaternion matrices with a quarter of the weights (arXiv:1906.04393).
         bottleneck_size: B, width inside a layer (MobileBERT); None for a layer that works in H throughout.
         bottleneck_attention: which attention inputs are read from the bottleneck: ``query_key`` (MobileBERT),
             ``all`` (MobileBERT-tiny) or ``none``.
@@ -53,6 +58,9 @@ class EncoderConfig(PretrainedConfig):
         embedding_projection_bias: bool = True,
         layers: list[dict[str, Any]] | None = None,
         shared_with: list[int] | None = None,
+        shared_attention: list[int] | None = None,
+        shared_ffn: list[int] | None = None,
+        quaternion: bool = False,
         bottleneck_size: int | None = None,
         bottleneck_attention: str = "query_key",
         norm: str = "layer_norm",
@@ -76,7 +84,11 @@ class EncoderConfig(PretrainedConfig):
         self.embedding_projection = embedding_projection
         self.embedding_projection_bias = embedding_projection_bias
         self.layers = layers if layers is not None else [layer_shape(12, 32, [1536]) for _ in range(6)]
-        self.shared_with = list(range(len(self.layers))) if shared_with is None else shared_with
+        own = list(range(len(self.layers)))
+        self.shared_with = own if shared_with is None else shared_with
+        self.shared_attention = own if shared_attention is None else shared_attention
+        self.shared_ffn = own if shared_ffn is None else shared_ffn
+        self.quaternion = quaternion
         self.bottleneck_size = bottleneck_size
         self.bottleneck_attention = bottleneck_attention
         self.norm = norm
@@ -111,13 +123,35 @@ class EncoderConfig(PretrainedConfig):
                 f"embedding_size {self.embedding_size} differs from hidden_size {self.hidden_size}: "
                 "an embedding_projection must map one to the other"
             )
-        if len(self.shared_with) != len(self.layers):
-            raise ValueError(f"shared_with names {len(self.shared_with)} layers, there are {len(self.layers)}")
-        for index, owner in enumerate(self.shared_with):
-            if not 0 <= owner <= index or self.shared_with[owner] != owner:
-                raise ValueError(f"shared_with[{index}] = {owner}: must name an earlier layer that owns its weights")
-            if self.layers[index] != self.layers[owner]:
+        parts = {"shared_with": tuple(LAYER_PARTS), "shared_attention": ("heads", "head_size"), "shared_ffn": ("ffn_sizes",)}
+        for name, alike in parts.items():
+            self._check_sharing(name, getattr(self, name), alike)
+        apart = list(range(len(self.layers)))
+        if self.shared_with != apart and (self.shared_attention != apart or self.shared_ffn != apart):
+            raise ValueError("shared_with shares whole layers; shared_attention and shared_ffn cannot share their parts beside it")
+        if self.quaternion and any(shape.get("ranks") for shape in self.layers):
+            raise ValueError("quaternion: a matrix cannot be a product of thin ones too; leave ranks out")
+
+    def _check_sharing(self, name: str, owners: list[int], alike: tuple[str, ...]) -> None:
+        """``alike``: what two layers must have in common to share."""
+        if len(owners) != len(self.layers):
+            raise ValueError(f"{name} names {len(owners)} layers, there are {len(self.layers)}")
+        for index, owner in enumerate(owners):
+            if not 0 <= owner <= index or owners[owner] != owner:
+                raise ValueError(f"{name}[{index}] = {owner}: must name an earlier layer that owns its weights")
+            if any(self.layers[index].get(key) != self.layers[owner].get(key) for key in alike):
                 raise ValueError(f"layer {index} shares the weights of layer {owner} but has another shape")
+
+    @property
+    def shares(self) -> bool:
+        """Whether two layers use the same weights."""
+        apart = list(range(len(self.layers)))
+        return any(owners != apart for owners in (self.shared_with, self.shared_attention, self.shared_ffn))
+
+    @property
+    def hidden_can_shrink(self) -> bool:
+        """Whether single channels of the feature map can be left out: layer norms all along, no bottlenecks, embeddings as wide as the layers."""
+        return self.bottleneck_size is None and self.norm == "layer_norm" and self.embedding_projection in ("none", "word")
 
     @property
     def num_hidden_layers(self) -> int:
@@ -134,6 +168,7 @@ class EncoderConfig(PretrainedConfig):
         return self.hidden_size if self.bottleneck_size is None else self.bottleneck_size
 
 
-def layer_shape(heads: int, head_size: int, ffn_sizes: list[int]) -> dict[str, Any]:
+def layer_shape(heads: int, head_size: int, ffn_sizes: list[int], ranks: dict[str, int] | None = None) -> dict[str, Any]:
     """Shape of one layer, as it stands in :attr:`EncoderConfig.layers`."""
-    return {"heads": heads, "head_size": head_size, "ffn_sizes": list(ffn_sizes)}
+    shape = {"heads": heads, "head_size": head_size, "ffn_sizes": list(ffn_sizes)}
+    return shape | {"ranks": dict(ranks)} if ranks else shape

@@ -22,6 +22,7 @@ What this file does not do: load other libraries' checkpoints (:mod:`pipeline.mo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from pipeline.models.config import EncoderConfig
+from pipeline.models.linear import Quaternion, make_linear
 
 MASKED_SCORE = -1e4
 """Added to the scores of padding: large enough for a softmax weight of exactly 0, small enough for fp16 and int8."""
@@ -53,6 +55,15 @@ class NoNorm(nn.Module):
 
 def make_norm(config: EncoderConfig, size: int) -> nn.Module:
     return NoNorm(size) if config.norm == "no_norm" else nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+
+def _linears(config: EncoderConfig, shape: dict, part: str) -> Callable[[str, int, int], nn.Module]:
+    """Makes the matrices of one part of a layer as its shape says: (name, in, out) -> module."""
+
+    def made(name: str, in_features: int, out_features: int) -> nn.Module:
+        return make_linear(in_features, out_features, shape.get("ranks", {}).get(f"{part}.{name}"), config.quaternion)
+
+    return made
 
 
 class Embeddings(nn.Module):
@@ -98,10 +109,12 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_size = shape["heads"], shape["head_size"]
         width = self.heads * self.head_size
-        self.query = nn.Linear(query_key_size, width)
-        self.key = nn.Linear(query_key_size, width)
-        self.value = nn.Linear(value_size, width)
-        self.output = nn.Linear(width, config.inner_size)
+        made = _linears(config, shape, "attention")
+        if self.heads:
+            self.query = made("query", query_key_size, width)
+            self.key = made("key", query_key_size, width)
+            self.value = made("value", value_size, width)
+        self.output = made("output", width, config.inner_size)
         self.dropout = nn.Dropout(config.attention_dropout)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +122,9 @@ class Attention(nn.Module):
 
         ``mask`` [b, 1, 1, n] is added to the scores [b, A, m, n], which are returned beside the result [b, m, B].
         """
+        if not self.heads:  # what is left is the bias
+            b, m, n = len(queries), queries.shape[1], keys.shape[1]
+            return self.output(queries[..., :0]), queries.new_zeros(b, 0, m, n)
         q, k, v = (
             part.reshape(part.shape[0], part.shape[1], self.heads, self.head_size).transpose(1, 2)
             for part in (self.query(queries), self.key(keys), self.value(values))
@@ -122,17 +138,20 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """norm(W_2 act(W_1 h) + h)."""
 
-    def __init__(self, config: EncoderConfig, size: int) -> None:
+    def __init__(self, config: EncoderConfig, shape: dict, number: int) -> None:
         super().__init__()
-        self.up = nn.Linear(config.inner_size, size)
-        self.down = nn.Linear(size, config.inner_size)
+        size = shape["ffn_sizes"][number]
+        made = _linears(config, shape, f"ffns.{number}")
+        self.up = made("up", config.inner_size, size) if size else None
+        self.down = made("down", size, config.inner_size)
         self.activation = ACT2FN[config.activation]
         self.norm = make_norm(config, config.inner_size)
         # MobileBERT drops out only where a layer writes back to H.
         self.dropout = nn.Dropout(config.hidden_dropout if config.bottleneck_size is None else 0.0)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.norm(self.dropout(self.down(self.activation(self.up(hidden)))) + hidden)
+        inside = hidden[..., :0] if self.up is None else self.activation(self.up(hidden))
+        return self.norm(self.dropout(self.down(inside)) + hidden)
 
 
 class Bottleneck(nn.Module):
@@ -159,7 +178,7 @@ class Layer(nn.Module):
         self.attention = Attention(config, shape, query_key_size, inner if self.reads == "all" else hidden)
         self.attention_norm = make_norm(config, inner)
         self.attention_dropout = nn.Dropout(0.0 if self.has_bottleneck else config.hidden_dropout)
-        self.ffns = nn.ModuleList(FeedForward(config, size) for size in shape["ffn_sizes"])
+        self.ffns = nn.ModuleList(FeedForward(config, shape, i) for i in range(len(shape["ffn_sizes"])))
         if self.has_bottleneck:
             self.bottleneck_in = Bottleneck(config)
             self.bottleneck_attention = Bottleneck(config) if self.reads == "query_key" else None
@@ -185,6 +204,13 @@ class Layer(nn.Module):
         if not self.has_bottleneck:
             return inner, scores
         return self.out_norm(self.out_dropout(self.bottleneck_out(inner)) + hidden), scores
+
+
+def _with_own_norms(ffns: nn.ModuleList, owners: nn.ModuleList) -> nn.ModuleList:
+    """``ffns`` with the matrices of ``owners``."""
+    for ffn, owner in zip(ffns, owners, strict=True):
+        ffn.up, ffn.down = owner.up, owner.down
+    return ffns
 
 
 @dataclass
@@ -218,6 +244,9 @@ class Encoder(PreTrainedModel):
         for index, owner in enumerate(config.shared_with):
             if owner == index:
                 owners[index] = Layer(config, config.layers[index])
+        for index, layer in owners.items():
+            layer.attention = owners[config.shared_attention[index]].attention
+            layer.ffns = _with_own_norms(layer.ffns, owners[config.shared_ffn[index]].ffns)
         self.layers = nn.ModuleList(owners.values())
         self.order = [list(owners).index(owner) for owner in config.shared_with]
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler != "none" else None
@@ -233,6 +262,8 @@ class Encoder(PreTrainedModel):
                 module.bias.data.zero_()
             if getattr(module, "padding_idx", None) is not None:
                 module.weight.data[module.padding_idx].zero_()
+        elif isinstance(module, Quaternion):
+            module.blocks.data.normal_(0.0, self.config.initializer_range)
 
     def forward(
         self,
@@ -243,17 +274,25 @@ class Encoder(PreTrainedModel):
         output_hidden_states: bool = False,
         output_attention_scores: bool = False,
         stop_after: int | None = None,
+        skip: Sequence[int] = (),
         **_: object,
     ) -> EncoderOutput:
-        """Ids, mask and types [b, n] -> :class:`EncoderOutput`; after ``stop_after`` layers, without logits, if that is given."""
+        """Ids, mask and types [b, n] -> :class:`EncoderOutput`; after ``stop_after`` layers, without logits, if that is given.
+
+        Layers in ``skip`` pass their input on as it is, and have no attention scores.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         hidden = self.embeddings(input_ids, token_type_ids)
         mask = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * MASKED_SCORE
         hidden_states, attention_scores = [hidden], []
         # Nobody reads the other tokens of the last feature map when only the logits are asked for.
-        last = None if output_hidden_states or output_attention_scores else len(self.order) - 1
+        taken = [position for position in range(len(self.order)) if position not in skip]
+        last = None if output_hidden_states or output_attention_scores or not taken else taken[-1]
         for position, index in enumerate(self.order[:stop_after]):
+            if position in skip:
+                hidden_states.append(hidden)
+                continue
             hidden, scores = self.layers[index](hidden, mask, first_only=position == last)
             hidden_states.append(hidden)
             attention_scores.append(scores)

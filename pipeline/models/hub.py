@@ -153,7 +153,10 @@ def save_encoder(model: Encoder, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(model.config.to_dict(), indent=2, sort_keys=True, default=str)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file({k: v.contiguous() for k, v in sorted(model.state_dict().items())}, folder / WEIGHTS, {"format": "pt"})
+    # A tensor that has several names, because layers share it, is stored under the first.
+    owned = {tensor.data_ptr() if tensor.numel() else name: name for name, tensor in reversed(sorted(model.state_dict().items()))}
+    state = model.state_dict()
+    save_file({name: state[name].contiguous() for name in sorted(owned.values())}, folder / WEIGHTS, {"format": "pt"})
 
 
 def config_fields(raw: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +246,11 @@ def _assemble(model: Encoder, weights: dict[str, torch.Tensor], folder: Path) ->
             raise BadInput(
                 f"model {folder}: tensor {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(own[name].shape)}"
             )
-    missing = [name for name in own if name not in weights and not name.startswith(("classifier.", "pooler."))]
+    given = {own[name].data_ptr() for name in weights if name in own}
+    missing = [
+        name for name, tensor in own.items()
+        if name not in weights and tensor.data_ptr() not in given and not name.startswith(("classifier.", "pooler."))
+    ]  # fmt: skip
     if missing:
         raise BadInput(f"model {folder}: {len(missing)} tensors are missing from the weights, first {missing[0]}")
     model.load_state_dict(weights, strict=False)
@@ -354,6 +361,7 @@ def _structure(config: EncoderConfig) -> dict[str, Any]:
     """What decides the function a model computes, by name, each layer a name of its own."""
     names = [
         "vocab_size", "hidden_size", "embedding_size", "embedding_projection", "embedding_projection_bias", "shared_with",
+        "shared_attention", "shared_ffn", "quaternion",
         "bottleneck_size", "norm", "layer_norm_eps", "activation", "pooler", "max_position_embeddings", "position_offset",
         "type_vocab_size", "pad_token_id",
     ]  # fmt: skip
