@@ -11,6 +11,8 @@ norm is also added on, so nothing can be folded there. Here s is moved wherever 
 - from the looked-up words into the columns of the table (words -> projection),
 - along a whole stream of residual additions without norms (NoNorm models), whose scale is free.
 
+Nothing is moved where layers share matrices, or where these are of quaternions.
+
 What this file does not do: choose precisions, or need anything but numpy.
 """
 
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from exporters.folding import FoldedEncoder, Layer, Linear, Read
+from exporters.folding import FoldedEncoder, Layer, Linear
 from exporters.forward import NumpySteps, forward
 from exporters.quant_plan import Range
 from runtimes.errors import BadInput
@@ -106,10 +108,8 @@ def smooth(model: FoldedEncoder, channels: dict[str, np.ndarray], strength: floa
     if not 0 <= strength <= 1:
         raise BadInput(f"smooth: {strength} must lie between 0 and 1")
     scaled = _Scales(channels, strength)
-    shared = len({layer.output.name for layer in model.layers}) < len(model.layers)
-    layers = tuple(layer if shared else _smooth_layer(layer, scaled) for layer in model.layers)
-    model = replace(model, layers=layers)
-    if not shared:
+    if not model.shares and not any(linear.quaternion for linear, _ in model.linears()):
+        model = replace(model, layers=tuple(_smooth_layer(layer, scaled) for layer in model.layers))
         model = _smooth_feature_map(model, scaled)
     if model.projection is not None:
         projection = model.projection
@@ -117,7 +117,7 @@ def smooth(model: FoldedEncoder, channels: dict[str, np.ndarray], strength: floa
         width = model.words.rows.shape[1]
         s = np.tile(window.reshape(-1, width).max(axis=0), len(window) // width)
         words = replace(model.words, rows=model.words.rows / s[:width])
-        model = replace(model, words=words, projection=_columns(projection, s))
+        model = replace(model, words=words, projection=projection.columns_scaled(s))
     return model
 
 
@@ -128,6 +128,7 @@ class _Scales:
 
     def of(self, readers: Sequence[Linear]) -> np.ndarray:
         """s [in] for the matrices that read one value; 1 where a channel is never used. Its geometric mean is 1."""
+        readers = [linear.reader for linear in readers]
         seen = np.max([self._channels[linear.name] for linear in readers], axis=0).astype(np.float64)
         weights = np.max([np.abs(linear.weight).max(axis=0) for linear in readers], axis=0)
         used = (seen > 0) & (weights > 0)
@@ -140,22 +141,23 @@ class _Scales:
 
 def _smooth_layer(layer: Layer, scales: _Scales) -> Layer:
     """Within one layer: values, ReLUs, and the inner stream where it has no norms."""
-    s = scales.of([layer.output])
-    layer = replace(layer, reads=_part_rows(layer.reads, "value", s), output=_columns(layer.output, s))
+    if layer.heads:
+        s = scales.of([layer.output])
+        layer = replace(_part_divided(layer, "value", s), output=layer.output.columns_scaled(s))
     ffns = []
     for ffn in layer.ffns:
-        if ffn.up.activation == "relu":
+        if ffn.up is not None and ffn.up.activation == "relu":
             s = scales.of([ffn.down])
-            ffn = replace(ffn, up=_rows(ffn.up, s), down=_columns(ffn.down, s))
+            ffn = replace(ffn, up=ffn.up.rows_divided(s), down=ffn.down.columns_scaled(s))
         ffns.append(ffn)
     layer = replace(layer, ffns=tuple(ffns))
     if layer.out is None or layer.part_norms or layer.attention_norm or any(ffn.norm for ffn in layer.ffns):
         return layer
     inner_reads = [read.linear for read in layer.reads if read.source == "inner"]
-    s = scales.of([*inner_reads, *(ffn.up for ffn in layer.ffns), layer.out])
-    reads = tuple(replace(r, linear=_columns(r.linear, s)) if r.source == "inner" else r for r in _part_rows(layer.reads, "inner", s))
-    ffns = tuple(replace(ffn, up=_columns(ffn.up, s), down=_rows(ffn.down, s)) for ffn in layer.ffns)
-    return replace(layer, reads=reads, output=_rows(layer.output, s), ffns=ffns, out=_columns(layer.out, s))
+    s = scales.of([*inner_reads, *(ffn.up for ffn in layer.ffns if ffn.up is not None), layer.out])
+    layer = _source_multiplied(_part_divided(layer, "inner", s), "inner", s)
+    ffns = tuple(replace(ffn, up=ffn.up and ffn.up.columns_scaled(s), down=ffn.down.rows_divided(s)) for ffn in layer.ffns)
+    return replace(layer, output=layer.output.rows_divided(s), ffns=ffns, out=layer.out.columns_scaled(s))
 
 
 def _smooth_feature_map(model: FoldedEncoder, scales: _Scales) -> FoldedEncoder:
@@ -165,39 +167,30 @@ def _smooth_feature_map(model: FoldedEncoder, scales: _Scales) -> FoldedEncoder:
         return model
     last = model.classifier if model.pooler is None else model.pooler
     s = scales.of([*(read.linear for layer in model.layers for read in layer.reads if read.source == "hidden"), last])
-    layers = tuple(
-        replace(
-            layer, out=_rows(layer.out, s),
-            reads=tuple(replace(r, linear=_columns(r.linear, s)) if r.source == "hidden" else r for r in layer.reads),
-        )
-        for layer in model.layers
-    )  # fmt: skip
-    model = replace(model, layers=layers, **{"classifier" if model.pooler is None else "pooler": _columns(last, s)})
+    layers = tuple(replace(_source_multiplied(layer, "hidden", s), out=layer.out.rows_divided(s)) for layer in model.layers)
+    model = replace(model, layers=layers, **{"classifier" if model.pooler is None else "pooler": last.columns_scaled(s)})
     if model.late_projection is not None:
-        return replace(model, late_projection=_rows(model.late_projection, s))
+        return replace(model, late_projection=model.late_projection.rows_divided(s))
     positions = replace(model.positions, rows=model.positions.rows / s)
-    return replace(model, projection=_rows(model.projection, s), positions=positions)
+    return replace(model, projection=model.projection.rows_divided(s), positions=positions)
 
 
-def _part_rows(reads: Sequence[Read], part: str, s: np.ndarray) -> tuple[Read, ...]:
-    """``reads`` with the rows that make ``part`` divided by s."""
+def _part_divided(layer: Layer, part: str, s: np.ndarray) -> Layer:
+    """``layer`` with the rows that make ``part`` divided by s."""
+    if part in layer.part_linears:
+        return replace(layer, part_linears=layer.part_linears | {part: layer.part_linears[part].rows_divided(s)})
     changed = []
-    for read in reads:
+    for read in layer.reads:
         factor, at = np.ones(len(read.linear.weight), np.float32), 0
         for name, width in read.parts:
             if name == part:
                 factor[at : at + width] = s
             at += width
-        changed.append(replace(read, linear=_rows(read.linear, factor)))
-    return tuple(changed)
+        changed.append(replace(read, linear=read.linear.rows_divided(factor)))
+    return replace(layer, reads=tuple(changed))
 
 
-def _rows(linear: Linear, s: np.ndarray) -> Linear:
-    """A writer: its output divided by s."""
-    return replace(linear, weight=linear.weight / s[:, None], bias=None if linear.bias is None else linear.bias / s)
-
-
-def _columns(linear: Linear, s: np.ndarray) -> Linear:
-    """A reader: its input multiplied by s."""
-    return replace(linear, weight=linear.weight * s)
-
+def _source_multiplied(layer: Layer, source: str, s: np.ndarray) -> Layer:
+    """``layer`` with the columns that read ``source`` multiplied by s."""
+    reads = tuple(replace(r, linear=r.linear.columns_scaled(s)) if r.source == source else r for r in layer.reads)
+    return replace(layer, reads=reads)

@@ -13,6 +13,12 @@ What is folded, and why the function stays the same:
   SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) uses; here it starts so that s ends at 1. Where the spread of s
   would grow beyond ``MAX_SPREAD`` the affine map stays in the file, because 8-bit rows could not hold it.
 - The last layer computes only the first token, the only one that the classifier reads.
+- Of an attention without heads, or an FFN of width 0, the bias is left.
+
+A matrix of low rank stays two thin ones; of those of queries, keys and values the first ones, which read the feature map,
+are rows of the one matrix. A quaternion matrix stays as its blocks, a quarter of the weights, which no scale per channel
+may touch. Where layers share their attention or their FFNs alone, both of which lie between norms of each layer's own,
+the norms stay in the file, and the shared matrices have the name that they have in the first of these layers.
 
 Shapes as in the encoder: n tokens, H feature map, B width inside a layer, A heads of size d, C labels. Weights are
 float32 [out, in].
@@ -22,7 +28,8 @@ What this file does not do: run anything (:mod:`exporters.forward`), or write fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,16 +39,58 @@ MAX_SPREAD = 64.0
 """Largest ratio between two channels' scales that is folded into neighbours; int8 rows keep 7 bits above it."""
 MASKED_SCORE = -1e4
 """Added to the scores of padding, as in the encoder."""
+_HAMILTON = np.array([[1, -2, -3, -4], [2, 1, -4, 3], [3, 4, 1, -2], [4, -3, 2, 1]])
+"""[c, a]: which of the blocks 1..4 (r, i, j, k) multiplies component a of x for component c of the Hamilton product, with its sign."""
+QUATERNION_SIGNS = (np.sign(_HAMILTON)[:, :, None] * (np.abs(_HAMILTON)[:, :, None] == np.arange(1, 5))).reshape(4, 16).astype(np.float32)
+"""[c, 4 a + b]: how much block b times component a of x counts in component c of the product."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """W x + b, then ``activation``: ``weight`` [out, in], ``bias`` [out] or None."""
+    """W x + b, then ``activation``: ``weight`` [out, in], ``bias`` [out] or None.
+
+    Args:
+        inner: the thin matrix that runs first, where the map is a product of two; its ``in`` is that of the map.
+        quaternion: ``weight`` [out, in/4] holds the four blocks of a quaternion matrix, one below the other.
+    """
 
     name: str
     weight: np.ndarray
     bias: np.ndarray | None
     activation: str | None = None
+    inner: Linear | None = None
+    quaternion: bool = False
+
+    @property
+    def reader(self) -> Linear:
+        """The matrix that reads the input."""
+        return self if self.inner is None else self.inner
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one token, without those of ``inner``."""
+        return self.weight.size if not self.quaternion else 4 * self.weight.size + QUATERNION_SIGNS.size * len(self.weight) // 4
+
+    def rows_scaled(self, scale: np.ndarray) -> Linear:
+        """A writer: its output, before the activation, times ``scale`` [out]."""
+        self._check_scale(scale)
+        return replace(self, weight=self.weight * scale[:, None], bias=None if self.bias is None else self.bias * scale)
+
+    def rows_divided(self, scale: np.ndarray) -> Linear:
+        """A writer: its output, before the activation, divided by ``scale`` [out]."""
+        self._check_scale(scale)
+        return replace(self, weight=self.weight / scale[:, None], bias=None if self.bias is None else self.bias / scale)
+
+    def columns_scaled(self, scale: np.ndarray) -> Linear:
+        """A reader: its input times ``scale`` [in]."""
+        if self.inner is not None:
+            return replace(self, inner=self.inner.columns_scaled(scale))
+        self._check_scale(scale)
+        return replace(self, weight=self.weight * (scale[0] if self.quaternion else scale))
+
+    def _check_scale(self, scale: np.ndarray) -> None:
+        if self.quaternion and np.ptp(scale) != 0:
+            raise ValueError(f"{self.name}: a scale per channel, which a quaternion matrix cannot hold")
 
 
 @dataclass(frozen=True)
@@ -65,9 +114,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """norm(down(up(h)) + h); the activation is part of ``up``."""
+    """norm(down(up(h)) + h); the activation is part of ``up``. Without ``up`` the bias of ``down`` is all there is."""
 
-    up: Linear
+    up: Linear | None
     down: Linear
     norm: Norm | None
 
@@ -77,7 +126,8 @@ class Read:
     """A matrix that reads the part ``source`` and whose output consists of ``parts``, (name, width) side by side.
 
     ``first_only``: it runs on the first token alone. The layer's input is the part ``hidden``; the others are ``query``,
-    ``key``, ``value`` [A d], ``inner`` [B] and ``shared`` [B], the bottleneck that queries and keys have in common.
+    ``key``, ``value`` [A d], or [rank] where the layer's ``part_linears`` make the part of it, ``inner`` [B] and ``shared``
+    [B], the bottleneck that queries and keys have in common.
     """
 
     source: str
@@ -92,7 +142,9 @@ class Layer:
 
     Args:
         first_only: only the first token's result is wanted.
+        heads: 0 for a layer without attention, of whose ``output`` the bias is left.
         reads: matrices in the order in which they run.
+        part_linears: the second factor of parts whose matrix is a product of two.
         part_norms: norms of parts, where they could not be folded.
         output: from the attention's result to ``inner``.
         out: from ``inner`` back to H; None without a bottleneck, where ``inner`` is the layer's input itself.
@@ -102,6 +154,7 @@ class Layer:
     head_size: int
     first_only: bool
     reads: tuple[Read, ...]
+    part_linears: dict[str, Linear]
     part_norms: dict[str, Norm]
     output: Linear
     attention_norm: Norm | None
@@ -141,26 +194,37 @@ class FoldedEncoder:
         """Name of the result in a file."""
         return "probabilities" if self.probabilities else "logits"
 
+    @property
+    def shares(self) -> bool:
+        """Whether a matrix, or the bias that is left of one, is used more than once."""
+        names = [linear.name for linear, _ in self._uses()]
+        return len(set(names)) < len(names)
+
     def linears(self) -> Iterator[tuple[Linear, bool]]:
         """Every matrix in the order of use, with whether it runs on the first token only; a shared one at each use."""
+        return ((linear, first_only) for linear, first_only in self._uses() if linear.weight.size)
+
+    def _uses(self) -> Iterator[tuple[Linear, bool]]:
+        """:meth:`linears`, and those of which only the bias is left."""
         for linear in (self.projection, self.late_projection):
             if linear is not None:
                 yield linear, False
         for layer in self.layers:
-            yield from ((read.linear, read.first_only) for read in layer.reads)
-            yield layer.output, layer.first_only
-            for ffn in layer.ffns:
-                yield ffn.up, layer.first_only
-                yield ffn.down, layer.first_only
-            if layer.out is not None:
-                yield layer.out, layer.first_only
+            for read in layer.reads:
+                yield read.linear, read.first_only
+                yield from ((layer.part_linears[part], read.first_only) for part, _ in read.parts if part in layer.part_linears)
+            rest = [layer.output, *(linear for ffn in layer.ffns for linear in (ffn.up, ffn.down)), layer.out]
+            for linear in filter(None, rest):
+                if linear.inner is not None:
+                    yield linear.inner, layer.first_only
+                yield linear, layer.first_only
         for linear in (self.pooler, self.classifier):
             if linear is not None:
                 yield linear, True
 
     def multiply_adds(self, tokens: int) -> int:
         """Multiplications with an addition that one text of ``tokens`` tokens takes, attention included."""
-        total = sum(linear.weight.size * (1 if first_only else tokens) for linear, first_only in self.linears())
+        total = sum(linear.multiply_adds * (1 if first_only else tokens) for linear, first_only in self.linears())
         return total + sum(2 * (1 if layer.first_only else tokens) * tokens * layer.heads * layer.head_size for layer in self.layers)
 
 
@@ -174,29 +238,66 @@ def fold(model: Any, max_length: int, segments: int = 1, probabilities: bool = F
         probabilities: whether the result is softmax(logits) and not the logits.
 
     Raises:
-        ValueError: the model has fewer positions than ``max_length``.
+        ValueError: the model has fewer positions than ``max_length``, or two different matrices would have one name.
     """
     config = model.config
     positions = config.max_position_embeddings - config.position_offset
     if max_length > positions:
         raise ValueError(f"max_length is {max_length}, the model has {positions} positions")
     own, order = list(model.layers), model.order
-    shared = len(set(order)) < len(order)
+    repeated = len(set(order)) < len(order)
+    owners = _Owners(own)
+    rigid = owners.shared or config.quaternion  # matrices that no scale of one layer's channels may touch
     norms = [(f"layers.{i}.{name}", norm) for i in order for name, norm in _hidden_norms(own[i])]
-    hidden = _Chain(norms, config.hidden_size, fold=not shared)
+    hidden = _Chain(norms, config.hidden_size, fold=not (repeated or rigid))
     embeddings = _fold_embeddings(model, max_length, segments, hidden)
     layers: list[Layer] = []
     at = 0
     for position, index in enumerate(order):
         last = position == len(order) - 1
-        layers.append(_fold_layer(own[index], f"layers.{index}", config, hidden, at, last, split=not shared))
+        split = last and not repeated and not owners.shares(own[index].attention.output)
+        layers.append(_fold_layer(own[index], f"layers.{index}", config, hidden, at, last, split, owners, rigid))
         at += len(_hidden_norms(own[index]))
     pooler, classifier = None, _linear("classifier", model.classifier)
     if model.pooler is not None:
         pooler = replace(hidden.read(at, _linear("pooler", model.pooler)), activation=config.pooler)
     else:
         classifier = hidden.read(at, classifier)
-    return FoldedEncoder(**embeddings, layers=tuple(layers), pooler=pooler, classifier=classifier, probabilities=probabilities)
+    folded = FoldedEncoder(**embeddings, layers=tuple(layers), pooler=pooler, classifier=classifier, probabilities=probabilities)
+    _check_names(folded)
+    return folded
+
+
+class _Owners:
+    """Which layer's name a part has: that of the first layer in which the same matrices stand."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        named = [(f"layers.{i}", layer) for i, layer in enumerate(layers)]
+        parts = [(name, layer.attention.output) for name, layer in named]
+        parts += [(f"{name}.ffns.{k}", ffn.down) for name, layer in named for k, ffn in enumerate(layer.ffns)]
+        self._uses = Counter(id(module) for _, module in parts)
+        self._names: dict[int, str] = {}
+        for name, module in parts:
+            self._names.setdefault(id(module), name)
+        self.shared = len(self._names) < len(parts)
+
+    def shares(self, module: Any) -> bool:
+        """Whether several layers use ``module``, the last matrix of a part."""
+        return self._uses[id(module)] > 1
+
+    def name(self, module: Any) -> str:
+        """Name of the part of which ``module`` is the last matrix."""
+        return self._names[id(module)]
+
+
+def _check_names(model: FoldedEncoder) -> None:
+    """Raise ValueError where one name stands for two contents: a file stores each name once."""
+    first: dict[str, Linear] = {}
+    for linear, _ in model._uses():
+        known = first.setdefault(linear.name, linear)
+        same = known.activation == linear.activation and known.quaternion == linear.quaternion and np.array_equal(known.weight, linear.weight)
+        if not same or (known.bias is None) != (linear.bias is None) or not (known.bias is None or np.array_equal(known.bias, linear.bias)):
+            raise ValueError(f"{linear.name}: two different matrices of this name; layers that share one must use it alike")
 
 
 class _Chain:
@@ -226,16 +327,16 @@ class _Chain:
 
     def start(self, linear: Linear) -> Linear:
         """``linear``, whose output is h_0, as a writer of the stream."""
-        return _scale_rows(linear, 1 / self.scales[0])
+        return linear.rows_scaled(1 / self.scales[0])
 
     def read(self, k: int, linear: Linear) -> Linear:
         """``linear`` as a reader of h_k."""
-        return replace(linear, weight=linear.weight * self.scales[k])
+        return linear.columns_scaled(self.scales[k])
 
     def write(self, k: int, linear: Linear) -> tuple[Linear, Norm | None]:
         """``linear``, whose output is delta_(k+1), and the norm that remains after the addition."""
         norm, before, after = self.norms[k], self.scales[k], self.scales[k + 1]
-        linear = _scale_rows(linear, 1 / before)
+        linear = linear.rows_scaled(1 / before)
         if self.folded[k]:
             return replace(linear, bias=linear.bias + norm.bias / after), None
         if norm.kind == "affine":
@@ -284,7 +385,7 @@ def _fold_embeddings(model: Any, max_length: int, segments: int, hidden: _Chain)
         if projection is None:
             rows = rows * scale
         else:
-            projection = _scale_rows(projection, scale)
+            projection = projection.rows_scaled(scale)
         norm = None
     return {
         "words": Table("embeddings.words", rows), "trigram": kind == "trigram", "projection": projection,
@@ -293,74 +394,96 @@ def _fold_embeddings(model: Any, max_length: int, segments: int, hidden: _Chain)
     }  # fmt: skip
 
 
-def _fold_layer(layer: Any, name: str, config: Any, hidden: _Chain, at: int, last: bool, split: bool) -> Layer:
-    """``at``: which h of ``hidden`` the layer starts from. ``split``: whether the last layer may have matrices of its own."""
+def _fold_layer(layer: Any, name: str, config: Any, hidden: _Chain, at: int, last: bool, split: bool, owners: _Owners, rigid: bool) -> Layer:
+    """``at``: which h of ``hidden`` the layer starts from. ``split``: only the first token is wanted, and may have matrices of its own.
+
+    ``rigid``: no norm may be folded into the layer's matrices.
+    """
     attention = layer.attention
-    root = np.float32(1.0 / np.sqrt(attention.head_size))
-    query = _scale_rows(_linear("query", attention.query), np.full(len(attention.query.weight), root))
-    key, value = _linear("key", attention.key), _linear("value", attention.value)
+    owner = owners.name(attention.output)
+    heads = {part: _linear(f"{owner}.{part}", getattr(attention, part)) for part in ("query", "key", "value") if attention.heads}
+    if heads:
+        query = heads["query"]
+        heads["query"] = query.rows_scaled(np.full(len(query.weight), np.float32(1.0 / np.sqrt(attention.head_size))))
     inner, inner_at = hidden, at
     part_norms: dict[str, Norm] = {}
+    common = owners.shares(attention.output)  # and can then be no rows of a matrix that one layer has for itself
     if layer.has_bottleneck:
-        inner, inner_at = _Chain([(f"{name}.{n}", norm) for n, norm in _inner_norms(layer)], config.inner_size), 0
-        first, second = _bottleneck_reads(layer, name, query, key, value, inner, part_norms)
-        first = {n: hidden.read(at, linear) for n, linear in first.items()}
+        inner, inner_at = _Chain([(f"{name}.{n}", norm) for n, norm in _inner_norms(layer)], config.inner_size, fold=not rigid), 0
+        first, second = _bottleneck_reads(layer, name, heads, inner, part_norms, fixed=common)
     else:
-        first, second = {n: hidden.read(at, linear) for n, linear in (("query", query), ("key", key), ("value", value))}, {}
-    reads = _group(name, "hidden", first, last and split, layer.reads == "all")
-    reads += _group(name, "inner" if layer.reads == "all" else "shared", second, last and split, False)
-    output, attention_norm = inner.write(inner_at, _linear(f"{name}.output", attention.output))
+        first, second = heads, {}
+    first = {n: hidden.read(at, linear) for n, linear in first.items()}
+    reads = _group(name, "hidden", first, split, layer.reads == "all" and bool(heads), owner if common else None)
+    reads += _group(name, "inner" if layer.reads == "all" else "shared", second, split, False, owner if common else None)
+    part_linears = {n: replace(linear, inner=None) for n, linear in (first | second).items() if linear.inner is not None}
+    output, attention_norm = inner.write(inner_at, _linear(f"{owner}.output", attention.output))
     ffns = []
     for number, ffn in enumerate(layer.ffns):
-        up = inner.read(inner_at + 1 + number, _linear(f"{name}.ffns.{number}.up", ffn.up))
-        down, norm = inner.write(inner_at + 1 + number, _linear(f"{name}.ffns.{number}.down", ffn.down))
-        ffns.append(FeedForward(replace(up, activation=config.activation), down, norm))
+        ffn_owner, up = owners.name(ffn.down), None
+        if ffn.up is not None:
+            up = replace(inner.read(inner_at + 1 + number, _linear(f"{ffn_owner}.up", ffn.up)), activation=config.activation)
+        down, norm = inner.write(inner_at + 1 + number, _linear(f"{ffn_owner}.down", ffn.down))
+        ffns.append(FeedForward(up, down, norm))
     out = out_norm = None
     if layer.has_bottleneck:
         out, out_norm = hidden.write(at, inner.read(len(ffns) + 1, _linear(f"{name}.out", layer.bottleneck_out)))
-    return Layer(attention.heads, attention.head_size, last, tuple(reads), part_norms, output, attention_norm, tuple(ffns), out, out_norm)
+    return Layer(
+        attention.heads, attention.head_size, last, tuple(reads), part_linears, part_norms, output, attention_norm, tuple(ffns), out, out_norm
+    )
 
 
 def _bottleneck_reads(
-    layer: Any, name: str, query: Linear, key: Linear, value: Linear, inner_chain: _Chain, part_norms: dict[str, Norm]
+    layer: Any, name: str, heads: Mapping[str, Linear], inner_chain: _Chain, part_norms: dict[str, Norm], fixed: bool
 ) -> tuple[dict[str, Linear], dict[str, Linear]]:
-    """What reads the feature map, and what reads the bottleneck, each as part -> matrix."""
+    """What reads the feature map, and what reads the bottleneck, each as part -> matrix.
+
+    ``heads``: queries, keys and values, if there are any. ``fixed``: nothing may be multiplied into them.
+    """
 
     def bottleneck(part: str, module: Any) -> Linear:
-        linear, norm = _linear(part, module.linear), _norm(f"{name}.{part}_norm", module.norm)
+        linear, norm = _linear(f"{name}.{part}", module.linear), _norm(f"{name}.{part}_norm", module.norm)
         if norm.kind == "affine":
-            return replace(_scale_rows(linear, norm.weight), bias=linear.bias * norm.weight + norm.bias)
+            return replace(linear.rows_scaled(norm.weight), bias=linear.bias * norm.weight + norm.bias)
         part_norms[part] = norm
         return linear
 
     inner = inner_chain.start(bottleneck("inner", layer.bottleneck_in))
     if layer.reads == "all":
-        return {"inner": inner}, {n.name: inner_chain.read(0, n) for n in (query, key, value)}
-    if layer.reads == "none":
-        return {"query": query, "key": key, "value": value, "inner": inner}, {}
+        return {"inner": inner}, {part: inner_chain.read(0, linear) for part, linear in heads.items()}
+    if layer.reads == "none" or not heads:
+        return {**heads, "inner": inner}, {}
     shared = bottleneck("shared", layer.bottleneck_attention)
+    query, key, value = heads.values()
     apart = shared.weight.size + query.weight.size + key.weight.size
-    if "shared" in part_norms or (len(query.weight) + len(key.weight)) * shared.weight.shape[1] > apart:
+    fixed = fixed or any(linear.quaternion or linear.inner is not None for linear in (query, key))
+    if fixed or "shared" in part_norms or (len(query.weight) + len(key.weight)) * shared.weight.shape[1] > apart:
         return {"value": value, "inner": inner, "shared": shared}, {"query": query, "key": key}
     return {"query": _compose(query, shared), "key": _compose(key, shared), "value": value, "inner": inner}, {}
 
 
-def _group(name: str, source: str, parts: dict[str, Linear], split: bool, keys_read_inner: bool) -> list[Read]:
-    """One matrix for all parts; in a layer of which only the first token is wanted, two."""
-    if not parts:
-        return []
+def _group(name: str, source: str, parts: Mapping[str, Linear], split: bool, keys_read_inner: bool, owner: str | None) -> list[Read]:
+    """One matrix for all parts; in a layer of which only the first token is wanted, two.
+
+    A quaternion matrix stays by itself, and so do queries, keys and values that have the name of an ``owner``.
+    """
     needed = {"key", "value", "shared"} | ({"inner"} if keys_read_inner else set())
-    everywhere = {n: linear for n, linear in parts.items() if not split or n in needed}
-    groups = [(False, everywhere), (True, {n: linear for n, linear in parts.items() if n not in everywhere})]
-    return [
-        Read(source, first_only, _join(f"{name}.{'_'.join(group)}", list(group.values())), tuple((n, len(m.weight)) for n, m in group.items()))
-        for first_only, group in groups
-        if group
-    ]  # fmt: skip
+    groups: dict[tuple[bool, bool, str], dict[str, Linear]] = {}
+    for part, linear in parts.items():
+        common = owner is not None and part in ("query", "key", "value")
+        groups.setdefault((split and part not in needed, common, part if linear.quaternion else ""), {})[part] = linear
+    reads = []
+    for (first_only, common, _), group in sorted(groups.items(), key=lambda item: item[0][0]):
+        readers = [linear.reader for linear in group.values()]
+        joined = readers[0] if len(group) == 1 else _join(f"{owner if common else name}.{'_'.join(group)}", readers)
+        reads.append(Read(source, first_only, joined, tuple((part, len(m.weight)) for part, m in zip(group, readers, strict=True))))
+    return reads
 
 
 def _join(name: str, linears: Sequence[Linear]) -> Linear:
-    return Linear(name, np.concatenate([m.weight for m in linears]), np.concatenate([m.bias for m in linears]))
+    biases = [np.zeros(len(m.weight), np.float32) if m.bias is None else m.bias for m in linears]
+    bias = None if all(m.bias is None for m in linears) else np.concatenate(biases)
+    return Linear(name, np.concatenate([m.weight for m in linears]), bias)
 
 
 def _compose(outer: Linear, inner: Linear) -> Linear:
@@ -370,13 +493,14 @@ def _compose(outer: Linear, inner: Linear) -> Linear:
     return Linear(outer.name, weight.astype(np.float32), bias.astype(np.float32))
 
 
-def _scale_rows(linear: Linear, scale: np.ndarray) -> Linear:
-    return replace(linear, weight=linear.weight * scale[:, None], bias=None if linear.bias is None else linear.bias * scale)
-
-
 def _linear(name: str, module: Any) -> Linear:
-    weight = _array(module.weight)
-    return Linear(name, weight, np.zeros(len(weight), np.float32) if module.bias is None else _array(module.bias))
+    """A dense matrix, a product of two (``inner`` and ``outer``), or the ``blocks`` of a quaternion one."""
+    if hasattr(module, "inner"):
+        return replace(_linear(name, module.outer), inner=Linear(f"{name}.inner", _array(module.inner.weight), None))
+    quaternion = hasattr(module, "blocks")
+    weight = _array(module.blocks if quaternion else module.weight)
+    bias = np.zeros(len(weight), np.float32) if module.bias is None else _array(module.bias)
+    return Linear(name, weight, bias, quaternion=quaternion)
 
 
 def _norm(name: str, module: Any) -> Norm:

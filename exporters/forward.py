@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from exporters.folding import FoldedEncoder, Linear, Norm, Table
+from exporters.folding import QUATERNION_SIGNS, FoldedEncoder, Linear, Norm, Table
 
 Value = Any
 """What a :class:`Steps` passes around: an array, or the name of a tensor."""
@@ -31,7 +31,14 @@ class Steps(Protocol):
     def positions(self, table: Table, segments: int, max_length: int) -> Value:
         """One row per token, [n, H]."""
 
-    def linear(self, linear: Linear, x: Value) -> Value: ...
+    def linear(self, linear: Linear, x: Value) -> Value:
+        """A dense matrix; what runs first where it is a product of two has run."""
+
+    def quaternion(self, linear: Linear, x: Value) -> Value:
+        """A quaternion matrix: every block times every component of x, then sums of these with their signs."""
+
+    def shift(self, linear: Linear, x: Value) -> Value:
+        """x plus the bias of a matrix without columns."""
 
     def add(self, a: Value, b: Value) -> Value: ...
 
@@ -72,18 +79,19 @@ def forward(model: FoldedEncoder, steps: Steps) -> Value:
 
         only = set()
         for read in layer.reads:
-            made = steps.linear(read.linear, first(read.source) if read.first_only else parts[read.source])
+            made = _multiplied(steps, read.linear, first(read.source) if read.first_only else parts[read.source])
             for (name, _), value in zip(read.parts, steps.split(made, [width for _, width in read.parts]), strict=True):
+                value = _multiplied(steps, layer.part_linears[name], value) if name in layer.part_linears else value
                 parts[name] = steps.norm(layer.part_norms[name], value) if name in layer.part_norms else value
                 only |= {name} if read.first_only else set()
         stream = "inner" if layer.out is not None else "hidden"
         if layer.first_only:
-            for name in sorted({"query", "hidden", stream} - only):  # a set has another order in every process, a file must not
+            for name in sorted({"query", "hidden", stream} & set(parts) - only):  # a set has another order in every process, a file must not
                 parts[name] = first(name)
-        h = steps.attention(parts["query"], parts["key"], parts["value"], layer.heads, layer.head_size)
-        h = _residual(steps, layer.output, h, parts[stream], layer.attention_norm)
+        attended = steps.attention(parts["query"], parts["key"], parts["value"], layer.heads, layer.head_size) if layer.heads else None
+        h = _residual(steps, layer.output, attended, parts[stream], layer.attention_norm)
         for ffn in layer.ffns:
-            h = _residual(steps, ffn.down, steps.linear(ffn.up, h), h, ffn.norm)
+            h = _residual(steps, ffn.down, None if ffn.up is None else _multiplied(steps, ffn.up, h), h, ffn.norm)
         x = h if layer.out is None else _residual(steps, layer.out, h, parts["hidden"], layer.out_norm)
     if model.pooler is not None:
         x = steps.linear(model.pooler, x)
@@ -91,8 +99,15 @@ def forward(model: FoldedEncoder, steps: Steps) -> Value:
     return steps.softmax(logits) if model.probabilities else logits
 
 
-def _residual(steps: Steps, linear: Linear, x: Value, stream: Value, norm: Norm | None) -> Value:
-    total = steps.add(steps.linear(linear, x), stream)
+def _multiplied(steps: Steps, linear: Linear, x: Value) -> Value:
+    if linear.inner is not None:
+        x = steps.linear(linear.inner, x)
+    return steps.quaternion(linear, x) if linear.quaternion else steps.linear(linear, x)
+
+
+def _residual(steps: Steps, linear: Linear, x: Value | None, stream: Value, norm: Norm | None) -> Value:
+    """``x`` None: the matrix has no columns."""
+    total = steps.shift(linear, stream) if x is None else steps.add(_multiplied(steps, linear, x), stream)
     return total if norm is None else steps.norm(norm, total)
 
 
@@ -124,7 +139,18 @@ class NumpySteps:
         return table.rows[np.arange(len(self._ids)) - np.repeat(self._starts, self._lengths)]
 
     def linear(self, linear: Linear, x: np.ndarray) -> np.ndarray:
-        y = x @ linear.weight.T
+        return self._finished(linear, x, x @ linear.weight.T)
+
+    def quaternion(self, linear: Linear, x: np.ndarray) -> np.ndarray:
+        rows, quarter = len(linear.weight), linear.weight.shape[1]
+        products = (x.reshape(-1, quarter) @ linear.weight.T).reshape(len(x), 16, rows // 4)
+        return self._finished(linear, x, (QUATERNION_SIGNS @ products).reshape(len(x), rows))
+
+    def shift(self, linear: Linear, x: np.ndarray) -> np.ndarray:
+        return x + linear.bias
+
+    def _finished(self, linear: Linear, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """``y`` with the bias and the activation of ``linear``, which read ``x``."""
         if linear.bias is not None:
             y = y + linear.bias
         if linear.activation is not None:

@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.folding import MASKED_SCORE, FoldedEncoder, Linear, Norm, Table
+from exporters.folding import MASKED_SCORE, QUATERNION_SIGNS, FoldedEncoder, Linear, Norm, Table
 from exporters.forward import forward
 from exporters.quant_plan import FLOAT32, FLOAT_PLAN, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8
 from runtimes.errors import BadInput
@@ -160,11 +160,21 @@ class OnnxSteps:
         precision = self._plan.precision(linear.name)
         if self._fused and not self._watch and linear.activation is None and x.scale is None and precision in (INT8, INT8_STATIC):
             return Product(linear, x, 0, (len(linear.weight),), len(linear.weight))
-        y = self._product(linear, x)
-        if linear.activation == "relu" and self._fused and not self._watch:
-            return Tensor(y, rectify=True)
-        self.results[linear.name] = Tensor(y if linear.activation is None else self._activation(linear, y))
-        return self.results[linear.name]
+        return self._activated(linear, self._product(linear, x))
+
+    def quaternion(self, linear: Linear, x: Tensor | Product) -> Tensor:
+        """In every precision, with ranges of x where that is static; the signs are float32."""
+        x = self._settled(x)
+        rows, quarter = linear.weight.shape
+        apart = replace(x, name=self._once("Reshape", [x.name, self._integers(0, -1, quarter)]))
+        products = self._product(replace(linear, bias=None), apart)  # [batch, 4 n, out], at each token by component and block
+        signs = self._constant("quaternion_signs", QUATERNION_SIGNS)
+        sums = self._node("MatMul", [signs, self._node("Reshape", [products, self._integers(0, -1, 16, rows // 4)])])
+        y = self._node("Add", [self._node("Reshape", [sums, self._integers(0, 0, rows)]), *self._bias(linear)])
+        return self._activated(linear, y)
+
+    def shift(self, linear: Linear, x: Tensor | Product) -> Tensor:
+        return Tensor(self._node("Add", [self._plain(x), *self._bias(linear)]))
 
     def add(self, a: Tensor | Product, b: Tensor | Product) -> Tensor:
         return Tensor(self._node("Add", [self._plain(a), self._plain(b)]))
@@ -251,6 +261,13 @@ class OnnxSteps:
             self._made[key] = names
         at = np.cumsum([0, *x.widths[:-1]]).tolist().index(x.start)
         return Tensor(self._made[key][at])
+
+    def _activated(self, linear: Linear, y: str) -> Tensor:
+        """The result of ``linear``, of which the activation is missing in ``y``."""
+        if linear.activation == "relu" and self._fused and not self._watch:
+            return Tensor(y, rectify=True)
+        self.results[linear.name] = Tensor(y if linear.activation is None else self._activation(linear, y))
+        return self.results[linear.name]
 
     def _product(self, linear: Linear, x: Tensor) -> str:
         precision = self._plan.precision(linear.name)

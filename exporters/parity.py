@@ -5,7 +5,7 @@ Where it does not, :func:`first_wrong_tensor` and :func:`first_wrong_fold` name 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporters.folding import FoldedEncoder
+from exporters.folding import FoldedEncoder, Linear
 from exporters.forward import NumpySteps, forward
 from exporters.onnx_writer import WATCHED, write_onnx
 from exporters.tflite_writer import write_tflite
@@ -81,7 +81,12 @@ def first_wrong_tensor(model: FoldedEncoder, path: Path, ids: Sequence[int], buc
     A second file is written beside ``path``, with the result of every matrix as an output.
     """
     expected: dict[str, np.ndarray] = {}
-    forward(model, NumpySteps([ids], lambda name, x, y, starts: expected.__setitem__(name, y)))
+
+    def watch(name: str, x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> None:
+        expected.pop(name, None)  # of a shared matrix the file shows the last result, which belongs where that arises
+        expected[name] = y
+
+    forward(model, NumpySteps([ids], watch))
     watched = path.with_name(f"watched_{path.name}")
     if path.suffix == ".onnx":
         write_onnx(model, watched, watch=True)
@@ -114,34 +119,44 @@ def first_wrong_fold(module: nn.Module, model: FoldedEncoder, ids: Sequence[int]
 def _comparable(module: nn.Module, model: FoldedEncoder, ids: Sequence[int]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(name, result in torch, result in ``model``) in the order of use."""
     calls: dict[nn.Module, list[torch.Tensor]] = {}
-    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    hooks = [part.register_forward_hook(lambda part, _, y: calls.setdefault(part, []).append(y.flatten(0, -2).float())) for part in linears]
+    # Whatever a matrix is made of, its results count, and those of what runs first in it.
+    hooks = [
+        part.register_forward_hook(lambda part, _, y: calls.setdefault(part, []).append(y.flatten(0, -2).float()))
+        for part in module.modules()
+        if isinstance(part, nn.Linear) or hasattr(part, "inner") or hasattr(part, "blocks")
+    ]
     try:
         module.eval()(torch.tensor([list(ids)]))
     finally:
         for hook in hooks:
             hook.remove()
-    seen: list[np.ndarray] = []
-    forward(model, NumpySteps([ids], lambda name, x, y, starts: seen.append(y)))
-    for _ in filter(None, (model.projection, model.late_projection)):
-        seen.pop(0)
+    seen: dict[str, list[np.ndarray]] = {}
+    forward(model, NumpySteps([ids], lambda name, x, y, starts: seen.setdefault(name, []).append(y)))
+
+    def both(linear: Linear, part: nn.Module, activation: Callable = torch.clone) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        if linear.inner is not None:
+            yield linear.inner.name, calls[part.inner].pop(0).numpy(), seen[linear.inner.name].pop(0)
+        yield linear.name, activation(calls[part].pop(0)).numpy(), seen[linear.name].pop(0)
+
     for index, layer in zip(module.order, model.layers, strict=True):
         own = module.layers[index]
         for read in layer.reads:
-            parts = np.split(seen.pop(0), np.cumsum([width for _, width in read.parts])[:-1], axis=1)
+            parts = np.split(seen[read.linear.name].pop(0), np.cumsum([width for _, width in read.parts])[:-1], axis=1)
             for (part, _), got in zip(read.parts, parts, strict=True):
-                if part in ("query", "key", "value"):
-                    scale = layer.head_size**-0.5 if part == "query" else 1.0
-                    yield read.linear.name, calls[getattr(own.attention, part)].pop(0).numpy() * scale, got
-        seen.pop(0)  # the attention's output
+                if part not in ("query", "key", "value"):
+                    continue
+                name, matrix = read.linear.name, getattr(own.attention, part)
+                if part in layer.part_linears:
+                    yield name, calls[matrix.inner].pop(0).numpy(), got
+                    name = layer.part_linears[part].name
+                    got = seen[name].pop(0)
+                yield name, calls[matrix].pop(0).numpy() * (layer.head_size**-0.5 if part == "query" else 1.0), got
         for folded, ffn in zip(layer.ffns, own.ffns, strict=True):
-            yield folded.up.name, ffn.activation(calls[ffn.up].pop(0)).numpy(), seen.pop(0)
-            seen.pop(0)  # the way down
-        if layer.out is not None:
-            seen.pop(0)
+            if folded.up is not None:
+                yield from both(folded.up, ffn.up, ffn.activation)
     if model.pooler is not None:
-        yield model.pooler.name, module.pooler_activation(calls[module.pooler].pop(0)).numpy(), seen.pop(0)
-    yield model.classifier.name, calls[module.classifier].pop(0).numpy(), seen.pop(0)
+        yield from both(model.pooler, module.pooler, module.pooler_activation)
+    yield from both(model.classifier, module.classifier)
 
 
 def _onnx_results(path: Path, ids: Sequence[int]) -> dict[str, np.ndarray]:

@@ -2,7 +2,8 @@
 
 A plan is a default and ordered rules, each a regular expression on tensor names with a precision; the first that matches
 a whole name decides. Names are those of :mod:`exporters.folding`: ``embeddings.words``, ``layers.0.query_key_value``,
-``layers.0.ffns.1.up``, ``classifier``, ...
+``layers.0.ffns.1.up``, ``classifier``, ... Of a matrix that is a product of two, ``layers.0.output.inner`` is the one that runs
+first; of queries, keys and values that one is part of the matrix that reads for all of them.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from exporters.folding import MASKED_SCORE, FoldedEncoder, Linear, Norm, Table
+from exporters.folding import MASKED_SCORE, QUATERNION_SIGNS, FoldedEncoder, Linear, Norm, Table
 from exporters.forward import forward
 from exporters.quant_plan import FLOAT32, FLOAT_PLAN, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8
 from exporters.tflite_pack import pack
@@ -163,12 +163,30 @@ class TfliteSteps:
         return self._lookup(self._binary(Operator.ADD, start, own, kind=Kind.INT32), self._constant(table.name, table.rows))
 
     def linear(self, linear: Linear, x: Tensor) -> Tensor:
-        product = {FLOAT32: self._float, INT8: self._dynamic, INT8_STATIC: self._static, INT4: self._dynamic}
         precision = self._plan.precision(linear.name)
         codes = precision == INT8_STATIC and x.quantization is not None and x.width is None
-        y = product[precision](linear, x if codes else self._columns(x))
+        y = self._product(linear, x if codes else self._columns(x))
         self.results[linear.name] = y
         return y
+
+    def quaternion(self, linear: Linear, x: Tensor) -> Tensor:
+        """int8-static is computed as int8: the products before the sums are none that calibration sees."""
+        x = self._columns(x)
+        count, (rows, quarter) = x.shape[0], linear.weight.shape
+        key = ("components", x.number)
+        if key not in self._made:
+            self._made[key] = self._reshape(x, (4 * count, quarter))
+        products = self._product(replace(linear, bias=None, activation=None), self._made[key])
+        signs = self._constant("quaternion_signs", QUATERNION_SIGNS[None])
+        sums = self._batch_matmul(signs, self._reshape(products, (count, 16, rows // 4)))
+        relu = linear.activation == "relu"
+        bias = self._bias(linear, linear.bias)
+        y = self._binary(Operator.ADD, self._reshape(sums, (count, rows)), bias, Activation.RELU if relu else Activation.NONE)
+        self.results[linear.name] = y if relu else self._activation(linear, y)
+        return self.results[linear.name]
+
+    def shift(self, linear: Linear, x: Tensor) -> Tensor:
+        return self._binary(Operator.ADD, self._columns(x), self._bias(linear, linear.bias))
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return self._binary(Operator.ADD, self._columns(a), self._columns(b))
@@ -210,6 +228,10 @@ class TfliteSteps:
 
     # --- matrices -------------------------------------------------------------------------------------------------
 
+    def _product(self, linear: Linear, x: Tensor) -> Tensor:
+        product = {FLOAT32: self._float, INT8: self._dynamic, INT8_STATIC: self._static, INT4: self._dynamic}
+        return product[self._plan.precision(linear.name)](linear, x)
+
     def _float(self, linear: Linear, x: Tensor) -> Tensor:
         return self._fully_connected(linear, x, self._constant(linear.name, linear.weight), self._bias(linear, linear.bias), 1)
 
@@ -234,7 +256,8 @@ class TfliteSteps:
         if self._old:
             raise BadInput(f"{linear.name}: old TFLite runtimes have no {INT8_STATIC} with scales per channel; use {INT8} or {FLOAT32}")
         seen = self._plan.range(linear.name)
-        if linear.activation not in (None, "relu"):  # what calibration saw is the result after its activation, a float32 operator
+        # What calibration saw is the result after its activation, a float32 operator, or after the sums of a quaternion matrix.
+        if linear.activation not in (None, "relu") or linear.quaternion:
             return self._dynamic(linear, self._columns(x))
         if x.quantization is None:
             source = _affine(seen.input_min, seen.input_max)
@@ -337,7 +360,7 @@ class TfliteSteps:
     def _batch_matmul(self, a: Tensor, b: Tensor, turn_second: bool = False) -> Tensor:
         options = schema.BatchMatMulOptionsT()
         options.adjY = turn_second
-        return self._node(Operator.BATCH_MATMUL, [a, b], (a.shape[0], a.shape[1], b.shape[1 if turn_second else 2]), options)
+        return self._node(Operator.BATCH_MATMUL, [a, b], (max(a.shape[0], b.shape[0]), a.shape[1], b.shape[1 if turn_second else 2]), options)
 
     def _reshape(self, x: Tensor, shape: tuple[int, ...], kind: int = Kind.FLOAT32) -> Tensor:
         options = schema.ReshapeOptionsT()

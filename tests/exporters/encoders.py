@@ -17,6 +17,7 @@ from torch import nn
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder, NoNorm
 from pipeline.models.hub import config_fields
+from pipeline.models.linear import Quaternion
 
 VOCABULARY, LONGEST, LABELS = 99, 20, 5
 FIRST_ID = 5
@@ -53,6 +54,15 @@ HUB: dict[str, transformers.PretrainedConfig] = {
 """Shapes of the six families under the names of the transformers library; "narrow": the feature map is wider than two bottlenecks."""
 UNEQUAL = [layer_shape(3, 8, [40]), layer_shape(4, 4, [24, 16]), layer_shape(1, 8, [8])]
 ALIKE = [layer_shape(4, 4, [40])] * 3
+STUDENT = {"norm": "no_norm", "bottleneck_size": 16, "activation": "relu", "pooler": "none"}
+LOW_RANK = [
+    layer_shape(4, 8, [40], {"attention.query": 6}),
+    layer_shape(
+        4, 8, [40], {"attention.query": 8, "attention.key": 5, "attention.value": 7, "attention.output": 9, "ffns.0.up": 11, "ffns.0.down": 10}
+    ),
+    layer_shape(4, 8, [40, 24], {"attention.query": 6, "attention.value": 7, "ffns.1.up": 11, "ffns.0.down": 10}),
+]
+EMPTY = [layer_shape(0, 8, [40, 24]), layer_shape(4, 4, [0]), layer_shape(4, 4, [24, 0]), layer_shape(0, 4, [16])]
 OWN: dict[str, dict[str, Any]] = {
     "unequal layers": {"layers": UNEQUAL, "activation": "gelu_pytorch_tanh"},
     "factorized": {"embedding_size": 12, "embedding_projection": "word", "embedding_projection_bias": False, "layers": UNEQUAL, "pooler": "relu"},
@@ -65,11 +75,42 @@ OWN: dict[str, dict[str, Any]] = {
     "shared student, all": {"norm": "no_norm", "layers": ALIKE, "bottleneck_size": 16, "shared_with": [0, 0, 0], "bottleneck_attention": "all"},
     "shared, no norm, no bottleneck": {"norm": "no_norm", "layers": ALIKE, "shared_with": [0, 0, 0]},
     "one layer": {"layers": ALIKE[:1]},
+    "low rank": {"layers": LOW_RANK},
+    "low rank student": STUDENT | {"layers": LOW_RANK},
+    "low rank student, all": STUDENT | {"layers": LOW_RANK, "bottleneck_attention": "all"},
+    "low rank student, none": STUDENT | {"layers": LOW_RANK, "bottleneck_attention": "none"},
+    "empty parts": {"layers": EMPTY},
+    "empty ffn at the end": {"layers": [EMPTY[0], EMPTY[1]]},
+    "nothing but norms": {"layers": [layer_shape(4, 8, [40]), layer_shape(0, 8, [0])]},
+    "empty student": STUDENT | {"layers": EMPTY},
+    "empty student, all": STUDENT | {"layers": EMPTY, "bottleneck_attention": "all"},
+    "empty student, layer norm": STUDENT | {"layers": EMPTY, "norm": "layer_norm"},
+    "quaternion": {"layers": ALIKE, "quaternion": True},
+    "quaternion of odd heads": {"layers": [layer_shape(3, 4, [20]), layer_shape(1, 8, [12, 0]), layer_shape(3, 4, [8])], "quaternion": True},
+    "quaternion student": STUDENT | {"layers": ALIKE, "quaternion": True},
+    "quaternion student, all": STUDENT | {"layers": ALIKE, "quaternion": True, "bottleneck_attention": "all"},
+    "shared attention": {"layers": [layer_shape(4, 8, [size]) for size in (40, 24, 16)], "shared_attention": [0, 0, 0]},
+    "shared attention at first": {"layers": ALIKE, "shared_attention": [0, 0, 2]},
+    "shared attention student": STUDENT | {"layers": ALIKE, "shared_attention": [0, 1, 0]},
+    "shared attention student, all": STUDENT | {"layers": ALIKE, "shared_attention": [0, 0, 0], "bottleneck_attention": "all"},
+    "shared ffn": {"layers": [layer_shape(heads, 4, [40, 16]) for heads in (3, 4, 2)], "shared_ffn": [0, 1, 1]},
+    "shared ffn student": STUDENT | {"layers": ALIKE, "shared_ffn": [0, 0, 0]},
+    "shared empty parts": STUDENT | {"layers": [layer_shape(0, 4, [0])] * 3, "shared_attention": [0, 0, 0], "shared_ffn": [0, 0, 0]},
+    "shared ffn of quaternions": {"layers": ALIKE, "quaternion": True, "shared_ffn": [0, 0, 2], "shared_attention": [0, 1, 1]},
+    "shared low rank": {"layers": [LOW_RANK[1]] * 3, "shared_attention": [0, 0, 0], "shared_ffn": [0, 0, 0]},
 }  # fmt: skip
 """Shapes that the methods of this package make of them."""
 KINDS = (*HUB, *OWN)
 NO_NORM_STUDENTS = ("mobilebert", "mobilebert, narrow", "mobilebert, word", "mobilebert, all", "mobilebert, none", "unequal student")
-SHARED = tuple(kind for kind in KINDS if "albert" in kind or "shared" in kind)
+SHARED = tuple(kind for kind in KINDS if "albert" in kind or OWN.get(kind, {}).get("shared_with"))
+"""Whole layers share their weights."""
+SHARED_PARTS = tuple(kind for kind in KINDS if "shared" in kind and kind not in SHARED)
+"""Layers share their attention or their FFNs alone."""
+
+
+def last_attention_is_shared(kind: str) -> bool:
+    owners = OWN.get(kind, {}).get("shared_attention", [0])
+    return kind in SHARED or owners.count(owners[-1]) > 1
 
 
 def encoder(kind: str, seed: int = 1, **changes: Any) -> Encoder:
@@ -88,8 +129,11 @@ def randomized(model: Encoder, seed: int = 1) -> Encoder:
     # Without statistics feature maps grow from layer to layer, until attention is a step function and float32 noise shows.
     gain = 0.5 if model.config.norm == "no_norm" else 1.0
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.weight.normal_(0, gain * module.in_features**-0.5)
+        if isinstance(module, Quaternion):
+            module.blocks.normal_(0, gain * (4 * module.blocks.shape[1]) ** -0.5)
+            module.bias.normal_(0, 0.3)
+        elif isinstance(module, nn.Linear):
+            module.weight.normal_(0, gain * max(1, module.in_features) ** -0.5)
             if module.bias is not None:
                 module.bias.normal_(0, 0.3)
         elif isinstance(module, nn.Embedding):
@@ -122,12 +166,24 @@ BIG: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Large enough that weights, and not the graph, decide a file's size and its behaviour in 8 bits."""
+_WIDE = {"hidden_size": 256, "layers": [layer_shape(4, 64, [1024])] * 3}
+_RANKS = dict.fromkeys(("attention.query", "attention.key", "attention.value", "attention.output", "ffns.0.up", "ffns.0.down"), 96)
+THIN: dict[str, dict[str, Any]] = {
+    "dense": _WIDE,
+    "low rank": _WIDE | {"layers": [layer_shape(4, 64, [1024], _RANKS)] * 3},
+    "quaternion": _WIDE | {"quaternion": True},
+    "shared attention": _WIDE | {"shared_attention": [0, 0, 0]},
+    "shared ffn": _WIDE | {"shared_ffn": [0, 0, 0]},
+    "shared parts of a student": BIG["student"] | {"shared_attention": [0] * 4, "shared_ffn": [0, 0, 2, 2]},
+    "empty parts": BIG["student"] | {"layers": [layer_shape(4, 32, [512, 0]), layer_shape(0, 32, [512, 512])] * 2},
+}
+"""Dense matrices, and fewer weights in their place."""
 BIG_LONGEST = 32
 
 
 @cache
 def big_encoder(kind: str) -> Encoder:
-    fields = {"vocab_size": 2000, "max_position_embeddings": 40} | BIG[kind]
+    fields = {"vocab_size": 2000, "max_position_embeddings": 40} | (BIG | THIN)[kind]
     return randomized(Encoder(EncoderConfig(**fields, num_labels=LABELS)))
 
 

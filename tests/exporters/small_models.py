@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder
+from pipeline.models.linear import LowRank, Quaternion
 
 VOCABULARY = 90
 LONGEST = 16
@@ -41,8 +42,11 @@ def small_encoder(kind: str, seed: int = 0, **changes: Any) -> Encoder:
 
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            normal(module.weight, 0, module.in_features**-0.5)
-            normal(module.bias, 0, 0.1)
+            normal(module.weight, 0, max(1, module.in_features) ** -0.5)
+            if module.bias is not None:
+                normal(module.bias, 0, 0.1)
+        elif isinstance(module, (LowRank, Quaternion)):
+            continue
         elif isinstance(module, nn.Embedding):
             normal(module.weight, 0, 0.6)
         elif getattr(module, "weight", None) is not None:  # norms

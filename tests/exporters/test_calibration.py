@@ -12,10 +12,12 @@ from exporters.calibration import TEXTS_AT_ONCE, calibrate, smooth
 from exporters.folding import FoldedEncoder, fold
 from exporters.forward import NumpySteps, forward
 from exporters.onnx_writer import write_onnx
+from exporters.parity import torch_results
 from exporters.quant_plan import INT8_STATIC, QuantPlan, Range
 from exporters.tflite_writer import write_tflite
 from pipeline.stages.export import file_results
 from runtimes.errors import BadInput
+from tests.exporters import encoders
 from tests.exporters.small_models import KINDS, LONGEST, VOCABULARY, one_thread, small_encoder, texts  # noqa: F401 - a fixture
 
 OUTLIER_WORD = 7
@@ -153,6 +155,29 @@ def test_smoothing_changes_weights_and_not_the_function(kind, strength):
     if kind == "albert":
         assert even.layers == model.layers
     np.testing.assert_array_equal(results(model, id_lists), expected, "the model itself is as it was")
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("kind", [kind for kind in encoders.OWN if any(word in kind for word in ("low rank", "empty", "quaternion", "shared"))])
+def test_smoothing_leaves_the_function_of_thin_empty_and_shared_matrices(kind, activation):
+    encoder = encoders.encoder(kind, activation=activation)
+    model = fold(encoder, encoders.LONGEST)
+    seen = calibrate(model, encoders.texts(24))
+    assert set(seen.ranges) == {linear.name for linear, _ in model.linears()}
+    even = smooth(model, seen.channels, 0.7)
+    expected = torch_results(encoder, encoders.texts(16, seed=5))
+    assert np.abs(results(even, encoders.texts(16, seed=5)) - expected).max() < 1e-4 * max(1, np.abs(expected).max())
+    changed = changed_matrices(model, even)
+    if model.shares or "quaternion" in kind:
+        assert even.layers == model.layers
+    else:
+        assert changed
+    if kind == "low rank":
+        # Into the inner factor goes what reads, into the outer one what writes
+        assert {"layers.1.value", "layers.1.output.inner", "layers.0.query_key_value", "layers.0.output"} <= changed
+        assert not {"layers.1.query_key_value", "layers.1.output"} & changed
+        assert ({"layers.1.ffns.0.up", "layers.1.ffns.0.down.inner"} <= changed) == (activation == "relu")
+        assert not {"layers.1.ffns.0.up.inner", "layers.1.ffns.0.down"} & changed
 
 
 def unevenness(channels: np.ndarray) -> float:

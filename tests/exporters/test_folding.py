@@ -9,11 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from exporters.folding import MAX_SPREAD, FoldedEncoder, Norm, fold
+from exporters import folding
+from exporters.folding import MAX_SPREAD, QUATERNION_SIGNS, FoldedEncoder, Norm, fold
 from exporters.forward import NumpySteps, forward
 from exporters.parity import torch_results
 from pipeline.models.encoder import Encoder, NoNorm
-from tests.exporters.encoders import HUB, KINDS, LABELS, LONGEST, NO_NORM_STUDENTS, SHARED, encoder, texts
+from pipeline.models.linear import HAMILTON, LowRank, Quaternion
+from tests.exporters.encoders import (
+    HUB,
+    KINDS,
+    LABELS,
+    LONGEST,
+    NO_NORM_STUDENTS,
+    SHARED,
+    SHARED_PARTS,
+    encoder,
+    last_attention_is_shared,
+    texts,
+)  # fmt: skip
 
 LISTS = texts(24)
 
@@ -222,7 +235,16 @@ def test_what_the_file_holds_is_float32():
         assert {array.dtype for array in arrays} == {np.dtype(np.float32)}, kind
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SHARED])
+def work(module: torch.nn.Module) -> int:
+    """Multiplications that one token takes in a matrix of the torch module."""
+    if isinstance(module, LowRank):
+        return module.inner.weight.numel() + module.outer.weight.numel()
+    if isinstance(module, Quaternion):  # each block reads each component; then 4 sums of 16
+        return 4 * module.blocks.numel() + 16 * len(module.blocks)
+    return module.weight.numel()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not last_attention_is_shared(kind)])
 def test_the_last_layer_computes_the_first_token_alone(kind):
     """Of the last layer only what keys and values need runs on all tokens; counted here from the module's own shapes."""
     model = encoder(kind)
@@ -231,19 +253,24 @@ def test_the_last_layer_computes_the_first_token_alone(kind):
     assert [layer.first_only for layer in folded.layers] == [False] * (len(folded.layers) - 1) + [True]
     everywhere = [name for read in last.reads if not read.first_only for name, _ in read.parts]
     once = [name for read in last.reads if read.first_only for name, _ in read.parts]
-    assert {"key", "value"} <= set(everywhere) and "query" in once
     hidden, inner, width = model.config.hidden_size, model.config.inner_size, own.attention.heads * own.attention.head_size
-    reads = {"query": width * hidden, "key": width * hidden, "value": width * hidden}
+    reads = {}
+    if width:
+        assert {"key", "value"} <= set(everywhere) and "query" in once
+        reads = {part: work(getattr(own.attention, part)) for part in ("query", "key", "value")}
     if own.has_bottleneck:
         reads["inner"] = inner * hidden
         if own.reads == "all":
-            reads |= dict.fromkeys(("query", "key", "value"), width * inner)
-            assert "inner" in everywhere, "keys and values are read from it"
+            assert "inner" in (everywhere if width else once), "keys and values are read from it"
         elif own.reads == "query_key":
-            if "shared" in everywhere:
-                reads |= {"shared": inner * hidden, "query": width * inner, "key": width * inner}
             assert "inner" in once
-    rest = width * inner + sum(2 * inner * len(ffn.up.weight) for ffn in own.ffns) + (inner * hidden if own.has_bottleneck else 0)
+            if "shared" in everywhere:
+                reads["shared"] = inner * hidden
+            elif width:
+                reads |= {"query": width * hidden, "key": width * hidden}  # multiplied out
+    assert {*everywhere, *once} == set(reads)
+    rest = work(own.attention.output) + sum(work(ffn.up) + work(ffn.down) for ffn in own.ffns if ffn.up is not None)
+    rest += inner * hidden if own.has_bottleneck else 0
     for tokens in (1, 9, LONGEST):
         alone = folded.multiply_adds(tokens)
         before = FoldedEncoder(**{**vars(folded), "layers": folded.layers[:-1]}).multiply_adds(tokens)
@@ -313,7 +340,130 @@ def test_shared_layers_keep_one_set_of_weights(kind):
 def test_names_are_unique_where_nothing_is_shared():
     for kind in KINDS:
         names = [linear.name for linear, _ in fold(encoder(kind), LONGEST).linears()]
-        assert kind in SHARED or len(set(names)) == len(names), kind
+        assert kind in (*SHARED, *SHARED_PARTS) or len(set(names)) == len(names), kind
+
+
+# --- matrices with fewer weights ---------------------------------------------------------------------------------------
+
+
+def test_the_thin_matrices_that_read_the_feature_map_are_rows_of_one():
+    model = encoder("low rank")
+    first, second, last = fold(model, LONGEST).layers
+    (read,) = first.reads
+    assert (read.linear.name, read.parts) == ("layers.0.query_key_value", (("query", 6), ("key", 32), ("value", 32)))
+    attention = model.layers[0].attention
+    rows = torch.cat([attention.query.inner.weight, attention.key.weight, attention.value.weight]).detach()
+    assert np.array_equal(read.linear.weight, rows)
+    assert not read.linear.bias[:6].any() and np.array_equal(read.linear.bias[6:38], attention.key.bias.detach())
+    (query,) = first.part_linears.values()
+    assert query.name == "layers.0.query" and query.inner is None
+    assert np.allclose(query.weight, attention.query.outer.weight.detach() / np.sqrt(8), atol=1e-6), "1/sqrt(d) goes where the bias is"
+    assert np.allclose(query.bias, attention.query.outer.bias.detach() / np.sqrt(8), atol=1e-6)
+    (read,) = second.reads
+    assert read.linear.bias is None and read.linear.weight.shape == (8 + 5 + 7, 32), "nothing is added between two factors"
+    assert (second.output.inner.name, second.output.inner.weight.shape, second.output.weight.shape) == ("layers.1.output.inner", (9, 32), (32, 9))
+    assert second.ffns[0].up.inner.activation is None and second.ffns[0].up.activation == "gelu"
+    assert [(read.linear.name, read.first_only) for read in last.reads] == [("layers.2.key_value", False), ("layers.2.query.inner", True)]
+
+
+def test_factors_stand_in_the_order_of_use():
+    names = [(linear.name, once) for linear, once in fold(encoder("low rank"), LONGEST).linears()]
+    assert [name for name, _ in names if name.startswith("layers.1.")] == [
+        "layers.1.query_key_value", "layers.1.query", "layers.1.key", "layers.1.value", "layers.1.output.inner", "layers.1.output",
+        "layers.1.ffns.0.up.inner", "layers.1.ffns.0.up", "layers.1.ffns.0.down.inner", "layers.1.ffns.0.down",
+    ]  # fmt: skip
+    assert [name for name, once in names if not once][-2:] == ["layers.2.key_value", "layers.2.value"]
+
+
+@pytest.mark.parametrize("kind", ["low rank student", "quaternion student", "shared attention student"])
+def test_such_queries_are_not_multiplied_out(kind):
+    for layer in fold(encoder(kind), LONGEST).layers[::2]:
+        sources = {part: read.source for read in layer.reads for part, _ in read.parts}
+        assert sources == {"query": "shared", "key": "shared", "value": "hidden", "inner": "hidden", "shared": "hidden"}
+
+
+@pytest.mark.parametrize("kind", ["empty parts", "empty student", "empty student, all", "nothing but norms"])
+def test_of_an_empty_part_the_bias_is_left(kind):
+    model = encoder(kind)
+    folded = fold(model, LONGEST)
+    for layer, own in zip(folded.layers, model.layers, strict=True):
+        parts = {part for read in layer.reads for part, _ in read.parts}
+        assert parts == (({"query", "key", "value"} if own.attention.heads else set()) | ({"inner"} if own.has_bottleneck else set()))
+        assert layer.output.weight.shape == (model.config.inner_size, own.attention.heads * own.attention.head_size)
+        for ffn, own_ffn in zip(layer.ffns, own.ffns, strict=True):
+            assert (ffn.up is None) == (own_ffn.up is None) and ffn.down.weight.shape == own_ffn.down.weight.shape
+    assert all(linear.weight.size for linear, _ in folded.linears())
+
+
+def test_a_quaternion_matrix_is_its_blocks():
+    model = encoder("quaternion")
+    folded = fold(model, LONGEST)
+    own, layer = model.layers[0], folded.layers[0]
+    assert [read.linear.name for read in layer.reads] == ["layers.0.query", "layers.0.key", "layers.0.value"]
+    assert np.array_equal(layer.reads[2].linear.weight, own.attention.value.blocks.detach())
+    assert layer.ffns[0].up.weight.shape == (40, 8) and layer.ffns[0].down.weight.shape == (32, 10)
+
+
+def test_the_signs_are_those_of_the_hamilton_product():
+    assert np.array_equal(QUATERNION_SIGNS.reshape(4, 4, 4), HAMILTON.numpy())
+    assert np.array_equal(np.abs(QUATERNION_SIGNS).sum(axis=1), [4, 4, 4, 4]) and np.abs(QUATERNION_SIGNS).sum(axis=0).max() == 1
+
+
+def test_no_channel_of_a_quaternion_matrix_is_scaled():
+    linear = fold(encoder("quaternion"), LONGEST).layers[0].output
+    uneven = np.linspace(1, 2, 32, dtype=np.float32)
+    for change in (linear.rows_scaled, linear.rows_divided, linear.columns_scaled):
+        change(np.full(32, 2, np.float32))
+        with pytest.raises(ValueError, match=r"^layers\.0\.output: a scale per channel"):
+            change(uneven)
+
+
+# --- shared parts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SHARED_PARTS)
+def test_shared_parts_keep_one_set_of_weights(kind):
+    model = encoder(kind)
+    folded = fold(model, LONGEST)
+    assert folded.shares
+    attention = [model.config.shared_attention[i] for i in range(len(model.layers))]
+    for i, (layer, owner, ffn_owner) in enumerate(zip(folded.layers, attention, model.config.shared_ffn, strict=True)):
+        assert layer.output.name == f"layers.{owner}.output"
+        for k, ffn in enumerate(layer.ffns):
+            assert ffn.down.name == f"layers.{ffn_owner}.ffns.{k}.down"
+            assert ffn.up is None or ffn.up.name == f"layers.{ffn_owner}.ffns.{k}.up"
+            assert ffn.norm.name == f"layers.{i}.ffns.{k}.norm", "norms stay apart"
+        for read in layer.reads:
+            heads = {"query", "key", "value"} & {part for part, _ in read.parts}
+            if attention.count(owner) > 1:
+                assert not read.first_only and len(heads) in (0, len(read.parts)), "own rows in a shared matrix"
+            assert read.linear.name.startswith(f"layers.{owner if heads else i}.")
+    stored: dict[str, np.ndarray] = {}
+    for linear, _ in folded.linears():
+        assert np.array_equal(stored.setdefault(linear.name, linear.weight), linear.weight), linear.name
+    unique = sum(array.size for array in stored.values())
+    matrices = [module for layer in model.layers for module in layer.modules() if isinstance(module, (torch.nn.Linear, Quaternion))]
+    expected = sum((m.blocks if isinstance(m, Quaternion) else m.weight).numel() for m in dict.fromkeys(matrices))
+    head = model.classifier.weight.numel() + (0 if model.pooler is None else model.pooler.weight.numel())
+    assert unique <= expected + head
+
+
+@pytest.mark.parametrize("kind", ["shared student", "shared ffn student", "shared empty parts"])
+def test_two_contents_under_one_name_are_refused(kind, monkeypatch):
+    """A scale that one of the layers gets and the other does not."""
+    plain = folding._Chain.write
+    calls = []
+
+    def write(self, k, linear):
+        calls.append(linear.name)
+        linear, norm = plain(self, k, linear)
+        return (linear.rows_scaled(np.float32([1.5] * len(linear.weight))) if len(calls) == 2 else linear), norm
+
+    model = encoder(kind)
+    fold(model, LONGEST)
+    monkeypatch.setattr(folding._Chain, "write", write)
+    with pytest.raises(ValueError, match=r"^layers\.0\.ffns\.0\.down: two different matrices of this name"):
+        fold(model, LONGEST)
 
 
 def test_every_family_is_here():

@@ -9,6 +9,7 @@ from exporters.folding import fold
 from exporters.onnx_writer import write_onnx
 from exporters.quant_plan import FLOAT32, INT4, INT8, INT8_STATIC, QuantPlan, Range, rows_to_int8, tensor_bytes, tensor_names
 from exporters.tflite_writer import write_tflite
+from pipeline.models.config import layer_shape
 from runtimes.errors import BadInput
 from tests.exporters.small_models import LONGEST, small_encoder
 
@@ -104,6 +105,26 @@ def test_every_tensor_has_a_name_that_a_rule_can_match_and_its_bytes():
     assert list(sizes) == names
     assert sizes["embeddings.words"] == 4 * 90 * 16
     assert sizes["layers.0.query_key_value"] == 4 * 96 * 32, "counted once, though two layers use it"
+
+
+def test_each_factor_of_a_product_is_a_tensor_with_its_own_bytes():
+    model = fold(small_encoder("bert", layers=[layer_shape(4, 8, [64], {"attention.output": 4, "attention.query": 6})]), LONGEST)
+    sizes = tensor_bytes(model)
+    assert list(sizes) == tensor_names(model)
+    assert sizes["layers.0.query.inner"] == 4 * 6 * 32 and sizes["layers.0.query"] == 4 * 32 * 6
+    assert sizes["layers.0.output.inner"] == 4 * 4 * 32 and sizes["layers.0.output"] == 4 * 32 * 4
+
+
+def test_parts_without_matrices_are_no_tensors():
+    model = fold(small_encoder("bert", layers=[layer_shape(0, 8, [64]), layer_shape(4, 8, [0])]), LONGEST)
+    layers = [name for name in tensor_names(model) if name.startswith("layers")]
+    assert layers == ["layers.0.ffns.0.up", "layers.0.ffns.0.down", "layers.1.key_value", "layers.1.query", "layers.1.output"]
+    assert all(tensor_bytes(model).values())
+
+
+def test_a_quaternion_matrix_takes_a_quarter():
+    sizes, dense = (tensor_bytes(fold(small_encoder("bert", quaternion=quaternion), LONGEST)) for quaternion in (True, False))
+    assert sizes["layers.0.output"] == dense["layers.0.output"] / 4
 
 
 @pytest.mark.parametrize("write", [write_onnx, lambda *a: write_tflite(a[0], a[1], [LONGEST], a[2])], ids=["onnx", "tflite"])
