@@ -40,6 +40,10 @@ class Checkpoint:
         text, config = read_tokenizer(folder)
         return cls(model, text, config)
 
+    def with_model(self, model: Encoder) -> Checkpoint:
+        """Another model with the same tokenizer."""
+        return Checkpoint(model, self.tokenizer_json, self.tokenizer_config)
+
     def save(self, folder: Path, max_length: int) -> None:
         """Write the folder; its tokenizer cuts at ``max_length`` and never pads, whoever loads it."""
         save_encoder(self.model, folder)

@@ -85,6 +85,7 @@ def run(
 ) -> None:
     """Run a recipe: from a pretrained model to a verified bundle, with a table of what every stage cost and bought."""
     _quieten_libraries()
+    from pipeline import processes
     from pipeline.cache import Cache
     from pipeline.engine import run as run_recipe
     from pipeline.progress import Progress
@@ -95,6 +96,8 @@ def run(
     folder = Path(recipe).parent if Path(recipe).is_file() else None
     target = out or Path("out") / loaded.name
     ledger = run_recipe(loaded, target, Cache(cache), Progress(quiet), folder)
+    if processes.rank() > 0:
+        return
     if as_json:
         _print_json(ledger.as_dict())
         return
@@ -204,8 +207,10 @@ def methods(name: Annotated[Optional[str], typer.Argument(help="Show one in full
         shown = describe(stage_class(name))
         print(f"{shown['use']}\n  {shown['summary']}")
         if shown["paper"]:
-            print(f"  paper   {shown['paper']}")
-        print(f"  effect  {shown['effect']}\n\noptions")
+            print(f"  paper      {shown['paper']}")
+        if shown["equations"]:
+            print(f"  equations  {shown['equations']}")
+        print(f"  effect     {shown['effect']}\n\noptions")
         for option in shown["options"]:
             print(f"  {option['name']} = {json.dumps(option['default'])}")
             if option["help"]:

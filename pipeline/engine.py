@@ -9,17 +9,22 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipeline import processes
 from pipeline.cache import Cache, digest, library_versions, tree_sha256
 from pipeline.ledger import Ledger
+from pipeline.models.config import EncoderConfig
+from pipeline.models.hub import config_fields, read_config
 from pipeline.models.source import find_source, source_sha256
 from pipeline.progress import Progress, clock
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, check_order
 from pipeline.report import write_report
-from pipeline.stage import Artifact, Context, Stage
+from pipeline.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Artifact, Context, Stage
 from pipeline.tasks import load_data
 from runtimes.bundle import MANIFEST, REPORT, write_sums
 from runtimes.errors import BadInput, PocketbertError
@@ -35,9 +40,17 @@ def run(recipe: Recipe, out: Path, cache: Cache, progress: Progress, recipe_fold
     Raises:
         BadInput, GateFailed: the ledger is written all the same.
     """
+    if processes.rank() == 0:
+        return _run(recipe, out, cache, progress, recipe_folder)
+    with TemporaryDirectory(prefix="pocketbert-") as folder:  # the first process writes what the user sees
+        return _run(recipe, Path(folder), cache, Progress(quiet=True), recipe_folder)
+
+
+def _run(recipe: Recipe, out: Path, cache: Cache, progress: Progress, recipe_folder: Path | None) -> Ledger:
     _check_writable(out)
     source = find_source(recipe.model.source, recipe_folder)
     data = load_data(recipe.task, recipe_folder)
+    check_order(recipe.stages, recipe.name, structure_traits(source))
     for note in data.notes:
         progress.say(note)
     ledger = Ledger(recipe, [len(data.train), len(data.validation), len(data.test)])
@@ -68,6 +81,18 @@ def run(recipe: Recipe, out: Path, cache: Cache, progress: Progress, recipe_fold
     return ledger
 
 
+def structure_traits(source: Path) -> list[str]:
+    """What of the things that a stage may refuse (:attr:`Stage.refuses`) the model in ``source`` has, by its config."""
+    raw = read_config(source)
+    config = EncoderConfig(**(raw if raw["model_type"] == EncoderConfig.model_type else config_fields(raw)))
+    shapes = [layer | {"ranks": None} for layer in config.layers]
+    found = {
+        SHARED_LAYERS: config.shares, QUATERNIONS: config.quaternion, THIN_MATRICES: any(layer.get("ranks") for layer in config.layers),
+        UNEQUAL_LAYERS: any(shape != shapes[0] for shape in shapes),
+    }  # fmt: skip
+    return [trait for trait, has in found.items() if has]
+
+
 def _run_stage(
     recipe: Recipe, stage: Stage, source: Path, data: Any, available: dict[str, Artifact], cache: Cache, progress: Progress, ledger: Ledger
 ) -> tuple[dict[str, Any], dict[str, Artifact]]:
@@ -79,8 +104,11 @@ def _run_stage(
         "libraries": library_versions(),
         "whole": ledger.fingerprint() if stage.reads_ledger else None,
     })  # fmt: skip
+    if processes.rank() > 0:
+        return _help(stage, key, lambda output: Context(recipe, source, data, inputs, output, cache.work(key), progress, ledger.records, cache))
     with cache.lock(key):
         record = cache.record(key)
+        processes.told(record is not None)
         if record is not None:
             return record | {"cached": True}, cache.artifacts(key, record)
         work = cache.work(key)
@@ -101,7 +129,23 @@ def _run_stage(
             "artifacts": {role: {"folder": f, "sha256": hashes[f]} for role, f in sorted(folders.items())},
         }  # fmt: skip
         cache.publish(key, output, record)
+        processes.wait()
         return record | {"cached": False}, cache.artifacts(key, record)
+
+
+def _help(stage: Stage, key: str, context: Callable[[Path], Context]) -> tuple[dict[str, Any], dict[str, Artifact]]:
+    """What the other processes of a run do: train with the first, whose result they then take from the cache."""
+    cached = processes.told(None)
+    if not cached and stage.trains:
+        with TemporaryDirectory(prefix="pocketbert-") as folder:
+            made = context(Path(folder))
+            stage.run(made)
+    else:
+        made = context(Path())
+    if not cached:
+        processes.wait()
+    record = made.cache.record(key)
+    return record | {"cached": cached}, made.cache.artifacts(key, record)
 
 
 def _publish(bundle: Path, out: Path, ledger: Ledger) -> None:

@@ -110,15 +110,26 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
     return recipe
 
 
-def check_order(stages: list[Stage], origin: str) -> None:
-    """Refuse, before any work, a stage whose input no earlier stage makes, or whose work would be lost."""
+def check_order(stages: list[Stage], origin: str, source_leaves: Iterable[str] = ()) -> None:
+    """Refuse, before any work, a stage whose input no earlier stage makes, whose work would be lost, or which cannot work on what it gets.
+
+    Args:
+        source_leaves: what the source model has of the things that :attr:`Stage.refuses` names.
+    """
     made = {"source": "the recipe"}
+    traits = dict.fromkeys(source_leaves, "the source model")
     for number, stage in enumerate(stages, start=1):
         place = f"{origin}: stage[{number}].{stage.use}"
         for role in stage.needs:
             if role not in made:
                 makers = [name for name in stage_names() if role in stage_class(name).gives]
                 raise BadInput(f"{place}: needs {role!r}, which no earlier stage makes; put {' or '.join(makers)} before it")
+        for trait, maker in traits.items():
+            if trait in stage.refuses:
+                raise BadInput(f"{place}: cannot follow {maker}, which leaves {trait}: {stage.refuses[trait]}")
+        if "model" in stage.gives and not {"model", "source"} & set(stage.needs):
+            traits.clear()  # a model of its own
+        traits |= dict.fromkeys(stage.leaves, stage.use)
         if "model" in stage.gives and "exported" in made:
             raise BadInput(f"{place}: changes the model after {made['exported']} has written its files; put it before")
         for role in stage.gives:

@@ -33,6 +33,22 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe, TaskSection
 
 
+UNEQUAL_LAYERS = "layers of unequal shape"
+SHARED_LAYERS = "layers that share weights"
+THIN_MATRICES = "matrices that are products of thin ones"
+QUATERNIONS = "quaternion matrices"
+ZEROS = "single weights that are zero"
+"""What a stage may leave behind, in words for the message that refuses a later one."""
+
+
+def not_on_shared_or_quaternions(what: str) -> dict[str, str]:
+    """:attr:`Stage.refuses` of a stage that cuts ``what`` layer by layer."""
+    return {
+        SHARED_LAYERS: f"cutting {what} layer by layer would untie them; prune before sharing",
+        QUATERNIONS: f"each of their weights serves in four places, so {what} cannot be cut out alone; prune before",
+    }
+
+
 @dataclass(frozen=True)
 class Artifact:
     """An immutable folder, and the SHA-256 of everything in it."""
@@ -114,7 +130,12 @@ class Stage(BaseModel):
         version: raised when the same configuration would give another result.
         needs, uses, gives: roles it must have, roles it reads where they exist, roles it writes.
         reads_ledger: whether the records of the stages before are part of its input.
+        trains: whether it trains, so that all processes of a distributed run take part.
+        leaves: what it makes of the model that some later stage cannot work on (:data:`UNEQUAL_LAYERS`, ...); a property where
+            that is a matter of the configuration.
+        refuses: which of these it cannot work on, with the reason.
         paper: where the method comes from; empty for plumbing.
+        equations: what it computes, in words.
         effect: what it does to size and speed, in a sentence.
     """
 
@@ -126,7 +147,11 @@ class Stage(BaseModel):
     uses: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ("model",)
     reads_ledger: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+    leaves: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[dict[str, str]] = {}
     paper: ClassVar[str] = ""
+    equations: ClassVar[str] = ""
     effect: ClassVar[str] = ""
 
     def run(self, context: Context) -> None:

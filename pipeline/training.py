@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -72,6 +73,21 @@ class TrainingJob:
     progress: Progress
     title: str
     groups: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+    after_step: Callable[[int, torch.optim.Optimizer], None] | None = None
+    """Called after each step with the number of steps done and the optimizer, to read from; may change ``module`` in place.
+    What it remembers must lie in buffers of ``module``, or a killed run ends otherwise than one that was not."""
+
+
+class _Objective(nn.Module):
+    """A module and its loss as one module, because what several processes share must be called as one."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module = module
+        self.loss = loss
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        return self.loss(self.module, batch, step)
 
 
 def train(job: TrainingJob) -> list[dict[str, float]]:
@@ -84,15 +100,16 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
         GateFailed: the loss is no longer a finite number. The last good checkpoint stays.
     """
     plan, module = job.plan, job.module
-    accelerator = Accelerator(cpu=True)
+    # A method may leave parts out of a step (layers that are dropped, those that learn later), which processes must tell each other.
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     groups = job.groups or {"all": [p for p in module.parameters() if p.requires_grad]}
     optimizer = torch.optim.AdamW(_decayed(groups, plan.weight_decay), lr=plan.learning_rate, fused=True)
-    module, optimizer = accelerator.prepare(module, optimizer)
+    objective, optimizer = accelerator.prepare(_Objective(module, job.loss), optimizer)
     per_epoch = math.ceil(len(job.texts) / plan.batch_size)
     total = max(1, round(plan.epochs * per_epoch))
     warmup = max(1, round(total * plan.warmup_fraction))
     torch.manual_seed(plan.seed)
-    step, history, sums = _resume(job, accelerator, optimizer)
+    step, history, sums = _resume(job, optimizer)
     module.train()
     saved_at = time.monotonic()
     with job.progress.training(job.title, total, start=step) as report:
@@ -100,22 +117,26 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
             epoch, index = divmod(step, per_epoch)
             for rows in shuffled_rows(job.texts, plan.batch_size, plan.seed, epoch)[index : index + total - step]:
                 own = rows[accelerator.process_index :: accelerator.num_processes]
+                share = len(own) * accelerator.num_processes / len(rows)  # so that the mean over processes is that over the texts
                 rate = plan.learning_rate * min((step + 1) / warmup, (total - step) / max(1, total - warmup))
                 for group in optimizer.param_groups:
                     group["lr"] = rate * (plan.rate_rule(step, group["name"]) if plan.rate_rule else 1.0)
                 with half_precision(plan.precision):
-                    loss, parts = job.loss(module, make_batch(job.texts, own), step)
+                    loss, parts = objective(make_batch(job.texts, own if len(own) else rows[:1]), step)
                 value = loss.item()
                 if not math.isfinite(value):
                     raise GateFailed(
                         f"{job.title}: the loss became {value} at step {step + 1} of {total}; the last good checkpoint "
                         f"is kept. A smaller learning_rate usually helps"
                     )
-                accelerator.backward(loss)
+                accelerator.backward(loss if share == 1 else loss * share)
                 accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
                 step += 1
+                if job.after_step is not None:
+                    with torch.no_grad():
+                        job.after_step(step, optimizer)
                 for name, part in ({"loss": value} | parts).items():
                     sums[name] = sums.get(name, 0.0) + part
                 report(step, value)
@@ -124,9 +145,9 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
                     history.append({"step": step} | {name: value / count for name, value in sums.items()})
                     sums.clear()
                 if time.monotonic() - saved_at > CHECKPOINT_SECONDS and accelerator.is_main_process:
-                    _save(job, accelerator, optimizer, step, history, sums)
+                    _save(job, optimizer, step, history, sums)
                     saved_at = time.monotonic()
-    accelerator.unwrap_model(module).eval()
+    module.eval()
     return history
 
 
@@ -163,9 +184,9 @@ def _decayed(groups: dict[str, list[nn.Parameter]], weight_decay: float) -> list
     return made
 
 
-def _save(job: TrainingJob, accelerator: Accelerator, optimizer: Any, step: int, history: list, sums: dict) -> None:
+def _save(job: TrainingJob, optimizer: Any, step: int, history: list, sums: dict) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one, never half of one."""
-    tensors = {f"module.{k}": v for k, v in accelerator.unwrap_model(job.module).state_dict().items()}
+    tensors = {f"module.{k}": v for k, v in job.module.state_dict().items()}
     state = optimizer.state_dict()["state"]
     tensors |= {f"optimizer.{i}.{k}": v for i, entry in state.items() for k, v in entry.items()}
     tensors["rng"] = torch.get_rng_state()
@@ -178,13 +199,12 @@ def _save(job: TrainingJob, accelerator: Accelerator, optimizer: Any, step: int,
     os.replace(partial, job.checkpoint)
 
 
-def _resume(job: TrainingJob, accelerator: Accelerator, optimizer: Any) -> tuple[int, list, dict]:
+def _resume(job: TrainingJob, optimizer: Any) -> tuple[int, list, dict]:
     if not job.checkpoint.is_file():
         return 0, [], {}
     tensors = load_file(job.checkpoint)
     note = _metadata(job.checkpoint)
-    module = accelerator.unwrap_model(job.module)
-    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+    job.module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

@@ -15,7 +15,8 @@ def describe(stage: type[Stage]) -> dict[str, Any]:
         for name, field in stage.model_fields.items()
     ]
     return {
-        "use": stage.use, "summary": " ".join((stage.__doc__ or "").split()), "paper": stage.paper, "effect": stage.effect,
+        "use": stage.use, "summary": " ".join((stage.__doc__ or "").split()), "paper": stage.paper, "equations": stage.equations,
+        "effect": stage.effect,
         "needs": list(stage.needs), "gives": list(stage.gives), "options": options,
     }  # fmt: skip
 

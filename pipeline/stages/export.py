@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from pipeline.cache import digest, library_versions
 from pipeline.checkpoint import Checkpoint, copy_tokenizer
 from pipeline.models.encoder import count_unique_parameters
 from pipeline.stage import Context, Stage, Subject
@@ -48,7 +50,6 @@ class Export(Stage):
         return None if buckets is None else sorted(set(buckets))
 
     def run(self, context: Context) -> None:
-        from exporters.converters import convert_onnx
         from exporters.onnx_writer import write_onnx
         from exporters.tflite_writer import write_tflite
 
@@ -70,11 +71,24 @@ class Export(Stage):
             scores, notes = file_accuracy(context, path, folder / "tokenizer" / "tokenizer.json")
             unique = count_unique_parameters(checkpoint.model)
             context.subjects.append(Subject(title, unique, path.stat().st_size, scores, name, "fp32", notes))
-        baseline = Checkpoint.load(context.folder("baseline"))
-        copy_tokenizer(context.folder("baseline"), context.output / "baseline_file" / "tokenizer")
-        path = context.output / "baseline_file" / "model.onnx"
-        convert_onnx(baseline.model, path)
-        prove(context, "baseline", baseline, path)
+        shutil.copytree(self._baseline_file(context), context.output / "baseline_file")
+
+    def _baseline_file(self, context: Context) -> Path:
+        """Folder with the baseline as optimum writes it; made once for all models that are compressed from it."""
+        from exporters.converters import convert_onnx
+
+        key = digest(["baseline file", context.inputs["baseline"].sha256, context.task.max_length, library_versions()])
+        with context.cache.lock(key):
+            folder = context.cache.shared(key)
+            if not folder.is_dir():
+                partial = folder.with_name(folder.name + ".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                copy_tokenizer(context.folder("baseline"), partial / "tokenizer")
+                baseline = Checkpoint.load(context.folder("baseline"))
+                convert_onnx(baseline.model, partial / "model.onnx")
+                prove(context, "baseline", baseline, partial / "model.onnx")
+                os.replace(partial, folder)
+        return folder
 
     def _buckets(self, context: Context, checkpoint: Checkpoint, model: Any) -> list[int]:
         from exporters.buckets import choose_buckets

@@ -25,6 +25,7 @@ class Finetune(Stage):
     use: ClassVar[str] = "finetune"
     needs: ClassVar[tuple[str, ...]] = ("source",)
     gives: ClassVar[tuple[str, ...]] = ("model", "teacher", "baseline")
+    trains: ClassVar[bool] = True
     paper: ClassVar[str] = "Devlin et al. 2018, BERT, arXiv:1810.04805"
     effect: ClassVar[str] = "Makes the teacher; size and speed are those of the pretrained model."
 

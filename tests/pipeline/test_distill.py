@@ -10,12 +10,17 @@ from torch.nn import functional
 from pipeline.checkpoint import Checkpoint
 from pipeline.methods.distill.augment import altered_copies, nearest_words
 from pipeline.methods.distill.losses import attention_loss, feature_map_loss, logit_loss
-from pipeline.methods.distill.mobilebert import DistillMobilebert, layer_map, make_student, principal_embeddings
+from pipeline.methods.distill.mobilebert import DistillMobilebert, make_student, principal_embeddings
 from pipeline.methods.distill.teacher import collect, group_heads, valid_pairs
+from pipeline.methods.distill.transfer import layer_map
 from pipeline.progress import Progress
 from pipeline.tasks.batches import encode, make_batch
+from pipeline.tasks.text_classification import Row
 
 TEXTS = ["turn on the light", "play some music please now", "lights off", "switch the lamp on in the kitchen now please"]
+
+
+LABELS = {"on": 0, "off": 1, "music": 2}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +150,7 @@ def test_asking_for_logits_only_reads_the_first_token_and_changes_nothing(teache
 
 def test_progressive_transfer_trains_one_layer_after_another(teacher, texts, tmp_path, monkeypatch):
     """In the first phase the upper layer stands still; in the last it moves and the lower one moves less."""
-    from pipeline.methods.distill import mobilebert
+    from pipeline.methods.distill import transfer
     from pipeline.training import train
 
     options = DistillMobilebert(
@@ -154,14 +159,17 @@ def test_progressive_transfer_trains_one_layer_after_another(teacher, texts, tmp
     torch.manual_seed(0)
     student = make_student(options, teacher.model, 16)
     outputs = collect(teacher.model, texts, tmp_path / "cache", Progress(quiet=True), layers=(1, 2), heads=2)
-    context = type("Context", (), {"seed": 0, "work": tmp_path, "progress": Progress(quiet=True)})()
+    task = type("Task", (), {"max_length": 16})()
+    data = type("Data", (), {"train": [Row(text, label) for text, label in zip(TEXTS, ("on", "music", "off", "on"), strict=True)]})()
+    fields = {"seed": 0, "work": tmp_path, "progress": Progress(quiet=True), "task": task, "data": data, "label_index": LABELS}
+    context = type("Context", (), fields)()
     seen = []
 
     def watch(job):
         for step, rate in ((0, 1.0), (3, 1.0)):
             assert job.plan.rate_rule(step, str(step // 2)) == rate
         assert job.plan.rate_rule(0, "1") == 0.0
-        assert job.plan.rate_rule(3, "0") == mobilebert.PAST_RATE
+        assert job.plan.rate_rule(3, "0") == transfer.PAST_RATE
         batch = make_batch(texts, np.arange(4))
         for step, layer in ((0, 0), (3, 1)):
             job.module.zero_grad()
@@ -170,9 +178,10 @@ def test_progressive_transfer_trains_one_layer_after_another(teacher, texts, tmp
             seen.append((layer, moved))
         return train(job)
 
-    monkeypatch.setattr(mobilebert, "train", watch)
+    monkeypatch.setattr(transfer, "train", watch)
+    monkeypatch.setattr(transfer, "teacher_outputs", lambda *_: outputs)
     before = [p.detach().clone() for p in student.classifier.parameters()]
-    mobilebert.transfer_knowledge(options, context, student, 32, texts, outputs)
+    options.transfer_knowledge(context, student, teacher)
     assert seen[0] == (0, [True, False])
     assert seen[1][1][1] is True
     assert all(torch.equal(a, b) for a, b in zip(before, student.classifier.parameters(), strict=True)), "the head is not trained yet"

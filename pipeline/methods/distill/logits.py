@@ -9,7 +9,9 @@ healing after a factorization.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,25 +67,58 @@ class LogitDistillation(BaseModel):
         )  # fmt: skip
         return texts.joined(copies)
 
+    def lesson(self, context: Context, teacher: Checkpoint, role: str = "teacher") -> Lesson:
+        """The transfer set with what ``teacher``, the artifact ``role``, says of it."""
+        texts = self.transfer_texts(context, teacher)
+        logits = teacher_outputs(context, teacher, texts, role=role).logits
+        return Lesson(texts, lambda given, batch: logit_loss(given, logits[torch.from_numpy(batch.rows)], self.temperature))
+
     def distill_logits(self, context: Context, student: Encoder, teacher: Checkpoint, title: str) -> None:
         """Train ``student`` in place on the teacher's logits."""
-        if not self.epochs:
-            return
-        texts = self.transfer_texts(context, teacher)
-        outputs = teacher_outputs(context, teacher, texts)
-        plan = TrainingPlan(self.epochs, self.batch_size, self.learning_rate, context.seed + 1)
+        if self.epochs:
+            self.learn(context, student, self.lesson(context, teacher), title)
+
+    def learn(self, context: Context, student: Encoder, lesson: Lesson, title: str, epochs: float | None = None, phase: str = "logits") -> None:
+        """Train ``student`` in place on ``lesson``; ``phase`` tells one call's checkpoints from another's.
+
+        A weight that is zero stays zero: earlier stages may have pruned it.
+        """
 
         def loss(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-            expected = outputs.logits[torch.from_numpy(batch.rows)]
-            return logit_loss(model(batch.input_ids, batch.attention_mask).logits, expected, self.temperature), {}
+            return lesson.loss(model(batch.input_ids, batch.attention_mask).logits, batch), {}
 
-        train(TrainingJob(student, texts, loss, plan, context.work / "logits", context.progress, title))
+        plan = TrainingPlan(self.epochs if epochs is None else epochs, self.batch_size, self.learning_rate, context.seed + 1)
+        job = TrainingJob(student, lesson.texts, loss, plan, context.work / phase, context.progress, title, after_step=zeros_stay(student))
+        train(job)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """``texts`` to learn from, and ``loss(logits [b, C], batch)``, a mean over the batch."""
+
+    texts: EncodedTexts
+    loss: Callable[[Tensor, Batch], Tensor]
+
+
+def zeros_stay(model: nn.Module) -> Callable[[int, Any], None] | None:
+    """What keeps the zeros of ``model``'s matrices as they are while it learns; None where there are none.
+
+    Which weights are zero is a property of the weights, so a run that goes on from a checkpoint knows it too.
+    """
+    zeros = [(p, p == 0) for p in model.parameters() if p.ndim == 2 and p.requires_grad]
+    zeros = [(p, mask) for p, mask in zeros if mask.any()]
+
+    def after_step(step: int, optimizer: Any) -> None:
+        for parameter, mask in zeros:
+            parameter.masked_fill_(mask, 0.0)
+
+    return after_step if zeros else None
 
 
 def teacher_outputs(
-    context: Context, teacher: Checkpoint, texts: EncodedTexts, layers: tuple[int, ...] = (), heads: int = 1
+    context: Context, teacher: Checkpoint, texts: EncodedTexts, layers: tuple[int, ...] = (), heads: int = 1, role: str = "teacher"
 ) -> TeacherOutputs:
-    """The teacher's outputs for ``texts``, from the cache where an earlier stage or run has left them."""
-    key = digest([context.inputs["teacher"].sha256, texts.fingerprint, layers, heads])
+    """The outputs of ``teacher``, the artifact ``role``, for ``texts``, from the cache where an earlier stage or run has left them."""
+    key = digest([context.inputs[role].sha256, texts.fingerprint, layers, heads])
     with context.cache.lock(key):
         return collect(teacher.model, texts, context.cache.shared(key), context.progress, layers, heads)

@@ -32,6 +32,7 @@ class FactorizeEmbeddings(LogitDistillation, Stage):
 
     use: ClassVar[str] = "factorize-embeddings"
     needs: ClassVar[tuple[str, ...]] = ("model", "teacher")
+    trains: ClassVar[bool] = True
     paper: ClassVar[str] = "Lan et al. 2020, ALBERT, arXiv:1909.11942 (factorized embedding parameterization)"
     effect: ClassVar[str] = "A thinner word table: smaller files; speed about unchanged."
 
