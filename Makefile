@@ -2,6 +2,7 @@
 # make test   set up, check style, run the tests
 # make bench            write the figures of CLINC150 that the README quotes (an hour; nothing else should run)
 # make bench-files  our files against plain conversion of the same student, operator by operator (ten minutes, after make bench)
+# make bench-methods    every pruning, factorization and sharing method on CLINC150, side by side (three hours; a second run goes on from the first)
 # make bench-peers      the same weights in every converter's files and in ours, side by side (an hour; 13 GB of environments)
 
 PYTHON  ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3.11)
@@ -12,7 +13,7 @@ STAMP   := $(VENV)/.ready
 OLD     := $(VENV)/old-runtime
 export POCKETBERT_DATA ?= ../shared/data
 
-.PHONY: setup demo test lint bench bench-files bench-peers clean
+.PHONY: setup demo test lint bench bench-files bench-methods bench-peers clean
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -45,6 +46,9 @@ bench: $(STAMP)
 
 bench-files: $(STAMP)
 	$(BIN)/python benchmarks/files.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
+
+bench-methods: $(STAMP)
+	$(BIN)/python benchmarks/methods.py --keep out/methods --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
 bench-peers: $(STAMP)
 	$(BIN)/python benchmarks/peers.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status

@@ -108,6 +108,34 @@ def peers_table(figures: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def methods_table(figures: dict[str, Any]) -> str:
+    """Every operating point beside the unpruned model, and which widths the kernels like."""
+    rows = figures["rows"]
+    base = rows[0]
+    lines = [
+        "| operating point | parameters, M | TFLite int8, MB | zstd -19, MB | test accuracy, % (TFLite, ONNX) | TFLite p50, ms | faster "
+        "| ONNX p50, ms | faster |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        tflite, onnx = row["tflite"], row["onnx"]
+        lines.append(
+            f"| {row['name']} | {row['unique_params'] / 1e6:.1f} | {tflite['size_bytes'] / 1e6:.2f} | {tflite['download_bytes'] / 1e6:.2f} | "
+            f"{tflite['test']:.2f}, {onnx['test']:.2f} | {tflite['p50_ms']:.3f} | {base['tflite']['p50_ms'] / tflite['p50_ms']:.2f}x | "
+            f"{onnx['p50_ms']:.3f} | {base['onnx']['p50_ms'] / onnx['p50_ms']:.2f}x |"
+        )
+    machine = figures["machine"]
+    lines += ["", (
+        f"MiniLM (22.8 M parameters, 11.7 M of them in the word table, which these methods leave alone) on CLINC150; int8 files in "
+        f"their own runtimes; {figures['rounds']} interleaved rounds of {figures['texts']} real test texts, one thread, "
+        f"{machine['cpu']} ({machine['cores']} cores); one seed. Written by `make bench-methods` to `results/methods.json`, with every option."
+    )]  # fmt: skip
+    missed = [check for check in figures["checks"] if not check["ok"]]
+    if missed:
+        lines += ["", "Marks that were missed: " + "; ".join(f"{c['what']} is {c['value']:.3g} ({c['bound']} {c['mark']:g})" for c in missed) + "."]
+    return "\n".join(lines)
+
+
 def insert(text: str, marker: str, content: str) -> str:
     """``text`` with ``content`` between ``<!-- marker -->`` and ``<!-- end -->``."""
     pattern = re.compile(rf"(<!-- {re.escape(marker)} -->\n).*?<!-- end -->", re.S)
@@ -132,7 +160,7 @@ def filled(text: str) -> str:
     return text
 
 
-TABLES = {"clinc150.json": clinc150_table, "files.json": files_table, "peers.json": peers_table}
+TABLES = {"clinc150.json": clinc150_table, "files.json": files_table, "methods.json": methods_table, "peers.json": peers_table}
 """A file in ``results/`` -> the table that the README shows of it."""
 
 
