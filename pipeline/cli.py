@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -206,11 +207,10 @@ def methods(name: Annotated[Optional[str], typer.Argument(help="Show one in full
     else:
         shown = describe(stage_class(name))
         print(f"{shown['use']}\n  {shown['summary']}")
-        if shown["paper"]:
-            print(f"  paper      {shown['paper']}")
-        if shown["equations"]:
-            print(f"  equations  {shown['equations']}")
-        print(f"  effect     {shown['effect']}\n\noptions")
+        for key in ("paper", "equations", "effect"):
+            if shown[key]:
+                print(textwrap.fill(shown[key], 120, initial_indent=f"  {key:<11}", subsequent_indent=" " * 13))
+        print("\noptions")
         for option in shown["options"]:
             print(f"  {option['name']} = {json.dumps(option['default'])}")
             if option["help"]:

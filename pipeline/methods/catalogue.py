@@ -9,10 +9,12 @@ if TYPE_CHECKING:
 
 
 def describe(stage: type[Stage]) -> dict[str, Any]:
-    """Name, summary, paper, effect, roles and options of a stage class."""
+    """Name, summary, paper, equations, effect, roles and options of a stage class; its own options come before those it inherits."""
+    own = [name for name in stage.model_fields if name in stage.__annotations__]
+    fields = {name: stage.model_fields[name] for name in (*own, *stage.model_fields)}
     options = [
         {"name": name, "default": field.get_default(call_default_factory=True), "help": " ".join((field.description or "").split())}
-        for name, field in stage.model_fields.items()
+        for name, field in fields.items()
     ]
     return {
         "use": stage.use, "summary": " ".join((stage.__doc__ or "").split()), "paper": stage.paper, "equations": stage.equations,

@@ -18,7 +18,7 @@ is zero stays zero. The last pattern of zeros is frozen, and the model heals.
 units (a row up, a column down), by block soft-threshold w_g max(0, 1 - tau_g/|w_g|) on root mean squares; what became zero
 is cut out, so shapes shrink.
 
-With ``sparsity`` given, gamma starts where a weight of that quantile would just vanish, w^2 = 2 gamma N over N steps, and is
+with a ``sparsity``, gamma starts where a weight of that quantile would just vanish, w^2 = 2 gamma N over N steps, and is
 adjusted at every reweighting to arrive there; without it, ``gamma`` stays as it is and sparsity is what comes of it.
 
 What this file does not do: prune in pre-training, as the paper does; embeddings stay dense, as there.
@@ -73,8 +73,8 @@ class PruneProximal(Healing, Stage):
 
     form: Literal["weights", "blocks", "structures"] = "structures"
     """What shrinks as one: single weights, runs of four, or heads and FFN units."""
-    sparsity: float | None = Field(0.4, ge=0, lt=1)
-    """Share of the layers' matrices that is to become zero; gamma is adjusted to get there. None takes gamma as it is."""
+    sparsity: float = Field(0.4, ge=0, lt=1)
+    """Share of the layers' matrices that is to become zero; gamma is adjusted to get there. 0 takes gamma as it is."""
     gamma: float = Field(1e-6, ge=0)
     """Strength of the penalty where no sparsity is asked for; 0 is AdamW."""
     prox_epochs: float = Field(3.0, gt=0)
@@ -97,25 +97,25 @@ class PruneProximal(Healing, Stage):
         lesson = self.whom(context, unpruned)
         total = max(1, round(self.prox_epochs * math.ceil(len(lesson.texts) / self.batch_size)))
         shrinking = Shrinking(Checkpoint.load(context.folder("model")).model, self.form)
-        shrinking.start(self.gamma if self.sparsity is None else shrinking.gamma_for(self.sparsity, total))
+        shrinking.start(self.gamma if not self.sparsity else shrinking.gamma_for(self.sparsity, total))
 
         def loss(module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
             return lesson.loss(module.model(batch.input_ids, batch.attention_mask).logits, batch), {}
 
         def after_step(step: int, optimizer: Any) -> None:
             shrinking.prox(optimizer if self.metric == "adam" else None)
-            if self.sparsity is not None and step % CHECK_STEPS == 0 and shrinking.sparsity() >= self.sparsity:
+            if self.sparsity and step % CHECK_STEPS == 0 and shrinking.sparsity() >= self.sparsity:
                 shrinking.freeze()
             if step % self.reweight_steps == 0:
                 shrinking.reweight()
-                if self.sparsity is not None and shrinking.sparsity() < self.sparsity * (step / total) ** 2:
+                if self.sparsity and shrinking.sparsity() < self.sparsity * (step / total) ** 2:
                     shrinking.gamma.mul_(LATE)
 
         plan = TrainingPlan(self.prox_epochs, self.batch_size, self.learning_rate, context.seed)
         job = TrainingJob(shrinking, lesson.texts, loss, plan, context.work / "prox", context.progress, self.use, after_step=after_step)
         train(job)
         reached = shrinking.sparsity()
-        if self.sparsity is not None and reached < self.sparsity - REACHED:
+        if reached < self.sparsity - REACHED:
             raise GateFailed(
                 f"{self.use}: {reached:.1%} of the weights became zero, {self.sparsity:.1%} were asked for; the loss defends the rest. "
                 f"More prox_epochs or a lower sparsity may help"

@@ -64,9 +64,19 @@ def test_reweighting_lowers_the_log_penalty_objective_on_a_quadratic():
 
 def test_no_penalty_is_exactly_adamw(run_stages, trained):
     """gamma = 0 leaves no zero and trains as healing alone does."""
-    ledger, made = run_stages('use = "prune-proximal"\nform = "weights"\nsparsity = 0.0\nprox_epochs = 1\nepochs = 0\nbatch_size = 8')
+    ledger, made = run_stages('use = "prune-proximal"\nform = "weights"\nsparsity = 0.0\ngamma = 0.0\nprox_epochs = 1\nepochs = 0\nbatch_size = 8')
     assert not any((p == 0).any() for name, p in made.model.named_parameters() if name.startswith("layers.") and p.ndim == 2)
     assert "0.0%" in ledger.records[-1]["notes"][0]
+
+
+def test_given_penalty_is_taken_as_it_is(run_stages):
+    """Without a sparsity, more gamma gives more zeros."""
+    shares = []
+    for gamma in (1e-6, 1e-4):
+        _, made = run_stages(f'use = "prune-proximal"\nform = "weights"\nsparsity = 0.0\ngamma = {gamma}\n{SMALL}')
+        matrices = [p for name, p in made.model.named_parameters() if name.startswith("layers.") and p.ndim == 2]
+        shares.append(sum(int((p == 0).sum()) for p in matrices) / sum(p.numel() for p in matrices))
+    assert 0 < shares[0] < shares[1] < 1
 
 
 @pytest.mark.parametrize("metric", ["plain", "adam"])
