@@ -67,7 +67,7 @@ class PruneNeurons(Healing, Stage):
     """Cuts on the way to the target."""
     multiple_of: int = Field(16, ge=1)
     """FFN widths are rounded to multiples of this."""
-    epochs: float = Field(3.0, ge=0)
+    epochs: float = Field(4.0, ge=0)
     """Passes over the transfer set, spread over the rounds."""
 
     def run(self, context: Context) -> None:
