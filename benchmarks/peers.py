@@ -35,6 +35,7 @@ from tables import peers_table
 from device_bench.agent.agent import latency_summary
 from device_bench.measurement import WARMUP
 from device_bench.targets import AGENT, LocalTarget
+from device_bench.texts import write_texts
 from pipeline.cache import Cache, digest, library_versions
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
@@ -313,9 +314,7 @@ def quality(case: Case, logits: np.ndarray) -> dict[str, Any]:
 
 
 def pack(path: Path, texts: list[list[int]]) -> Path:
-    """Texts end to end, as the agent reads them: text i is ``ids[offsets[i]:offsets[i + 1]]``."""
-    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-    np.savez(path, ids=np.concatenate([np.asarray(ids, dtype=np.int32) for ids in texts]), offsets=offsets)
+    write_texts(path, texts)
     return path
 
 
@@ -362,7 +361,7 @@ def our_rows(case: Case, folder: Path) -> list[Row]:
     started = time.monotonic()
     files = ours(case, work)
     seconds = round(time.monotonic() - started, 1)
-    inputs = pack(work / "timed.npz", case.timed)
+    inputs = pack(work / "timed.texts", case.timed)
     rows = []
     for name, path, file_format in files:
         say(f"{case.name}: {name}: logits")
@@ -390,9 +389,9 @@ def plan(case: Case) -> dict[str, Any]:
 
 def peer_rows(case: Case, folder: Path, options: argparse.Namespace, failed: list[dict[str, str]]) -> list[Row]:
     """A row for every variant of every peer that could be installed and converted; the others go to ``failed``."""
-    inputs = {"timed": pack(folder / "timed.npz", case.timed), "tested": pack(folder / "tested.npz", case.tested)}
+    inputs = {"timed": pack(folder / "timed.texts", case.timed), "tested": pack(folder / "tested.texts", case.tested)}
     if case.calibration is not None:
-        inputs["calibration"] = pack(folder / "calibration.npz", case.calibration)
+        inputs["calibration"] = pack(folder / "calibration.texts", case.calibration)
     rows = []
     for peer in options.peer or PEERS:
         wanted = [name for name in PEERS[peer] if name in case.shape.rows]

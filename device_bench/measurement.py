@@ -9,6 +9,7 @@ What this does not do: decide whether a difference is real; tokenize; choose tex
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,35 @@ from typing import Any
 
 import numpy as np
 
-from device_bench.agent.agent import latency_summary
-from device_bench.targets import Target
-from runtimes.errors import BadInput
+from device_bench.agent.agent import latency_summary, milliseconds
+from device_bench.targets import OutOfMemory, Target
+from device_bench.texts import write_texts
+from runtimes.errors import BadInput, IntegrityError, PocketbertError
 from runtimes.session import SessionOptions
 
 WARMUP = {"window": 16, "tolerance": 0.05, "max_seconds": 2.0}
 LENGTH_INFERENCES = 100
 """Least inferences per round at a fixed length, where one is like the other; of real texts, each is to run once."""
+
+
+@dataclass(frozen=True)
+class Care:
+    """What a device needs that heats up, or that others use.
+
+    Args:
+        pause_s: between two processes.
+        cool_down_s: longest wait before a process for the hottest zone to come within ``margin_c`` of where it was at the
+            start, asked every ``poll_s``; nothing is waited for where no temperature can be read.
+        max_noise: one more round of everything while a file's median on texts moves more than this between rounds ...
+        extra_rounds: ... and at most so many.
+    """
+
+    pause_s: float = 0.0
+    cool_down_s: float = 0.0
+    margin_c: float = 3.0
+    poll_s: float = 5.0
+    max_noise: float = 0.0
+    extra_rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +86,13 @@ def measure(
     rounds: int,
     min_seconds: float,
     say: Callable[[str], None],
-    cores: Sequence[int] | None = None,
+    cores: Sequence[int] | str | None = None,
     memory: bool = True,
+    keep_samples: bool = False,
+    length_inferences: int = LENGTH_INFERENCES,
+    text_inferences: int = 1,
+    care: Care = Care(),
+    refused: Callable[[Candidate, PocketbertError], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Latency of every candidate at every thread count, for real texts and fixed lengths, and memory at one thread.
 
@@ -75,15 +102,20 @@ def measure(
         rounds: processes per candidate and thread count; noise takes two or more.
         min_seconds: the least time per case and round; every text runs at least once whatever it takes.
         say: is told what runs now.
-        cores: pin to these; None leaves it to the system.
+        cores: pin to these, or to the "big" or "little" ones; None leaves it to the system.
         memory: whether to measure memory too.
+        keep_samples: whether rows carry every sample.
+        length_inferences: the least inferences per round at a fixed length.
+        text_inferences: the least inferences per round on texts; every text runs at least once anyway.
+        refused: is told which candidate cannot be measured and why, and the others go on; without it the first one ends all.
 
     Returns:
         One dict per candidate, thread count and case, in that order, with: name, file, baseline, target, runtime, threads,
         case ("texts" or "length"), length (tokens, None for texts), tokens_mean, count, p50_ms, p90_ms, p99_ms, mean_ms,
-        min_ms, quantiles_ms (percentiles 0..100), round_p50_ms, noise ((max - min) / median of round_p50_ms, None for one
-        round), warmup_stable (in every round), load_ms and first_inference_ms (medians of the rounds), memory (baseline_bytes,
-        peak_bytes, model_bytes; from a run of its own; None if not measured), conditions (``before`` the first round, ``after`` the last).
+        min_ms, quantiles_ms (percentiles 0..100), round_p50_ms, round_samples_ms (every sample of every round in order, if kept),
+        noise ((max - min) / median of round_p50_ms, None for one round), warmup_stable (in every round), load_ms and
+        first_inference_ms (medians of the rounds), memory (baseline_bytes, peak_bytes, model_bytes, pss_bytes; from a run of
+        its own; None if not measured), conditions (``before`` the first round, ``after`` the last).
 
     Raises:
         BadInput: a plan that measures nothing; and as in :meth:`Target.run`.
@@ -91,44 +123,103 @@ def measure(
     """
     _check_plan(candidates, threads, lengths, rounds)
     counts = list(dict.fromkeys(count for candidate in candidates for count in _threads(candidate, threads)))
-    fixed = [{"case": "length", "length": length, "min_inferences": LENGTH_INFERENCES} for length in lengths]
+    fixed = [{"case": "length", "length": length, "min_inferences": length_inferences} for length in lengths]
     plan = {"mode": "latency", "cases": [{"case": "texts"}, *fixed], "warmup": WARMUP, "min_seconds": min_seconds}
+    thermostat = _Thermostat(target, care, say)
+    footprints: dict[int, dict[str, Any]] = {}
+    answers: dict[tuple[int, int], list[dict[str, Any]]] = {}
     with TemporaryDirectory(prefix="pocketbert-bench-") as folder:
-        jobs = [_job(candidate, Path(folder) / str(index), cores) for index, candidate in enumerate(candidates)]
-        footprints: list[dict[str, Any] | None] = [None] * len(candidates)
-        for index, candidate in enumerate(candidates if memory else ()):
-            say(f"{target.name}: {candidate.name}: memory")
-            footprints[index] = target.run({**jobs[index], "mode": "memory", "threads": 1})["memory"]
-        answers: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        for round_number in range(1, rounds + 1):
+        jobs = {index: _job(candidate, Path(folder) / str(index), cores) for index, candidate in enumerate(candidates)}
+
+        def run(index: int, job: dict[str, Any]) -> dict[str, Any] | None:
+            """The answer, or None for a candidate that is refused and takes no further part."""
+            thermostat.wait()
+            try:
+                answer = target.run(job)
+            except (BadInput, IntegrityError, OutOfMemory) as error:
+                if refused is None:
+                    raise
+                refused(candidates[index], error)
+                del jobs[index]
+                return None
+            thermostat.note(answer)
+            return answer
+
+        for index in list(jobs) if memory else ():
+            say(f"{target.name}: {candidates[index].name}: memory")
+            answer = run(index, {**jobs[index], "mode": "memory", "threads": 1})
+            if answer is not None:
+                footprints[index] = answer["memory"]
+        round_number = 0
+        while round_number < rounds or (round_number < rounds + care.extra_rounds and _unsteady(answers, care.max_noise)):
+            round_number += 1
             for count in counts:
-                for index, candidate in enumerate(candidates):
-                    if count not in _threads(candidate, threads):
+                for index in list(jobs):
+                    if count not in _threads(candidates[index], threads):
                         continue
-                    say(f"{target.name}: {candidate.name}: round {round_number}/{rounds}, threads {count}")
-                    answer = target.run({**jobs[index], **plan, "min_inferences": len(candidate.id_lists), "threads": count})
-                    answers.setdefault((index, count), []).append(answer)
+                    say(f"{target.name}: {candidates[index].name}: round {round_number}/{max(rounds, round_number)}, threads {count}")
+                    least = max(text_inferences, len(candidates[index].id_lists))
+                    answer = run(index, {**jobs[index], **plan, "min_inferences": least, "threads": count})
+                    if answer is not None:
+                        answers.setdefault((index, count), []).append(answer)
     return [
         {
-            "name": candidate.name, "file": candidate.file, "baseline": candidate.baseline, "target": target.name,
-            "threads": count, "memory": footprints[index], **_merge_rounds(answers[index, count], case),
+            "name": candidates[index].name, "file": candidates[index].file, "baseline": candidates[index].baseline, "target": target.name,
+            "threads": count, "memory": footprints.get(index), **_merge_rounds(answers[index, count], case, keep_samples),
         }
-        for index, candidate in enumerate(candidates)
-        for count in _threads(candidate, threads)
+        for index in jobs
+        for count in _threads(candidates[index], threads)
         for case in range(len(plan["cases"]))
     ]  # fmt: skip
+
+
+class _Thermostat:
+    """Waits before a process until the place is as cool as at the start, as far as it says."""
+
+    def __init__(self, target: Target, care: Care, say: Callable[[str], None]) -> None:
+        self._target, self._care, self._say = target, care, say
+        self._start_c: float | None = None
+        self._now_c: float | None = None
+
+    def note(self, answer: dict[str, Any]) -> None:
+        if self._start_c is None:
+            self._start_c = _hottest(answer["conditions"]["before"])
+        self._now_c = _hottest(answer["conditions"]["after"])
+
+    def wait(self) -> None:
+        time.sleep(self._care.pause_s)
+        until = time.monotonic() + self._care.cool_down_s
+        while self._too_hot() and time.monotonic() < until:
+            self._say(f"{self._target.name}: {self._now_c:.0f} °C, waiting for {self._start_c + self._care.margin_c:.0f} °C")
+            time.sleep(min(self._care.poll_s, max(0.0, until - time.monotonic())))
+            self._now_c = _hottest(self._target.info()["conditions"]["before"])
+
+    def _too_hot(self) -> bool:
+        return None not in (self._start_c, self._now_c) and self._now_c > self._start_c + self._care.margin_c
+
+
+def _hottest(state: dict[str, Any]) -> float | None:
+    return max((value for value in (state.get("temperatures_c") or {}).values() if value is not None), default=None)
+
+
+def _unsteady(answers: dict[tuple[int, int], list[dict[str, Any]]], max_noise: float) -> bool:
+    """Whether the median on texts of any file moves more between rounds than it may."""
+    return any(_noise([answer["cases"][0]["p50_ms"] for answer in rounds]) > max_noise for rounds in answers.values())
+
+
+def _noise(round_p50_ms: list[float]) -> float:
+    return (max(round_p50_ms) - min(round_p50_ms)) / statistics.median(round_p50_ms)
 
 
 def _threads(candidate: Candidate, threads: Sequence[int]) -> Sequence[int]:
     return threads if candidate.threads is None else candidate.threads
 
 
-def _merge_rounds(answers: list[dict[str, Any]], case: int) -> dict[str, Any]:
+def _merge_rounds(answers: list[dict[str, Any]], case: int, keep_samples: bool) -> dict[str, Any]:
     """One case of one candidate at one thread count: the samples of all rounds together."""
     rounds = [answer["cases"][case] for answer in answers]
     samples_ns = [sample for one in rounds for sample in one["samples_ns"]]
     round_p50_ms = [one["p50_ms"] for one in rounds]
-    spread = (max(round_p50_ms) - min(round_p50_ms)) / statistics.median(round_p50_ms)
     return {
         "runtime": answers[0]["runtime"],
         "case": rounds[0]["case"],
@@ -136,34 +227,28 @@ def _merge_rounds(answers: list[dict[str, Any]], case: int) -> dict[str, Any]:
         "tokens_mean": round(sum(one["tokens_mean"] * one["count"] for one in rounds) / len(samples_ns), 3),
         **latency_summary(samples_ns),
         "round_p50_ms": round_p50_ms,
-        "noise": round(spread, 4) if len(rounds) > 1 else None,
+        "noise": round(_noise(round_p50_ms), 4) if len(rounds) > 1 else None,
         "warmup_stable": all(one["warmup"]["stable"] for one in rounds),
         "load_ms": round(statistics.median(answer["load_ms"] for answer in answers), 5),
         "first_inference_ms": round(statistics.median(answer["first_inference_ms"] for answer in answers), 5),
         "conditions": {**answers[0]["conditions"], "after": answers[-1]["conditions"]["after"]},
+        **({"round_samples_ms": [[milliseconds(sample) for sample in one["samples_ns"]] for one in rounds]} if keep_samples else {}),
     }
 
 
-def _job(candidate: Candidate, folder: Path, cores: Sequence[int] | None) -> dict[str, Any]:
+def _job(candidate: Candidate, folder: Path, cores: Sequence[int] | str | None) -> dict[str, Any]:
     """The keys of a job that stay the same in every run of ``candidate``, with its arrays saved in ``folder``."""
     folder.mkdir()
-    inputs, golden = folder / "inputs.npz", None
-    np.savez(inputs, **_packed(candidate.id_lists))
+    inputs, golden = folder / "inputs.texts", None
+    write_texts(inputs, candidate.id_lists)
     if candidate.golden_logits is not None:
-        golden = folder / "golden.npz"
-        logits = np.asarray(candidate.golden_logits, dtype=np.float32)
-        np.savez(golden, **_packed(candidate.id_lists[: len(logits)]), logits=logits)
+        golden = folder / "golden.texts"
+        write_texts(golden, candidate.id_lists[: len(candidate.golden_logits)], candidate.golden_logits)
     return {
-        "model": str(candidate.path), "format": candidate.format, "cores": None if cores is None else list(cores),
+        "model": str(candidate.path), "format": candidate.format, "cores": cores if cores is None or isinstance(cores, str) else list(cores),
         "inputs": str(inputs), "golden": None if golden is None else str(golden), "tolerance": candidate.tolerance,
         "session": candidate.session.as_manifest(candidate.format),
     }  # fmt: skip
-
-
-def _packed(id_lists: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Texts end to end, as the agent reads them: text i is ``ids[offsets[i]:offsets[i + 1]]``."""
-    offsets = np.cumsum([0, *(len(ids) for ids in id_lists)], dtype=np.int64)
-    return {"ids": np.concatenate([np.asarray(ids, dtype=np.int32) for ids in id_lists]), "offsets": offsets}
 
 
 def _check_plan(candidates: Sequence[Candidate], threads: Sequence[int], lengths: Sequence[int], rounds: int) -> None:

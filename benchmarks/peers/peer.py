@@ -10,9 +10,9 @@ needs nothing but numpy: ``device_bench/agent/agent.py``, whose path is in the j
 used as they are, so that every row of the table is timed by the same lines of code.
 
 The job of ``build``: ``{"variant": name, "model": folder that transformers reads, "folder": where files go, "buckets":
-[int], "default_length": int, "calibration": .npz of ids | null, "agent": path}``. The answer: ``{"versions", "settings",
+[int], "default_length": int, "calibration": .texts file | null, "agent": path}``. The answer: ``{"versions", "settings",
 "files", "size_bytes", "seconds"}``.
-The job of ``run``: ``{"variant", "files", "model", "buckets", "default_length", "agent", "inputs": .npz of ids, "mode":
+The job of ``run``: ``{"variant", "files", "model", "buckets", "default_length", "agent", "inputs": .texts file, "mode":
 "latency" | "logits"}``; latency also has the agent's ``warmup``, ``min_inferences``, ``min_seconds`` and is answered with
 a case of the agent; logits has ``output``, an .npz that gets ``logits`` float32 [N, C].
 Either may be answered ``{"error": text}``, with exit code 1.
@@ -95,7 +95,7 @@ def build(job: dict[str, Any], variant: Variant, packages: tuple[str, ...]) -> d
 
 def run(job: dict[str, Any], variant: Variant, packages: tuple[str, ...]) -> dict[str, Any]:
     agent = agent_module(job)
-    texts = agent.read_texts(job["inputs"])
+    texts = agent.read_texts(job["inputs"])[0]
     model = variant.load(job["files"], job)
     if job["mode"] == "logits":
         logits = np.stack([np.array(model.run(model.feed(ids)), dtype=np.float32)[0] for ids in texts])
@@ -158,7 +158,7 @@ def calibration_feeds(job: dict[str, Any], limit: int) -> list[dict[str, np.ndar
     agent, names = agent_module(job), input_names(job)
     if job["calibration"] is None:
         raise ValueError("no calibration texts were given for this case, and this variant needs them")
-    return [agent.make_feed(names, ids, len(ids), "int64") for ids in agent.read_texts(job["calibration"])[:limit]]
+    return [agent.make_feed(names, ids, len(ids), "int64") for ids in agent.read_texts(job["calibration"])[0][:limit]]
 
 
 def smallest(buckets: list[int], length: int) -> int:

@@ -5,18 +5,29 @@
     python agent.py JOB.json          prints exactly one JSON document on stdout; logs of the runtimes go to stderr
 
 Self-contained: the standard library, numpy, and one of onnxruntime, ai-edge-litert, tflite-runtime. Python >= 3.9.
+``agent/runner`` holds its sibling in C for places without Python; both speak this protocol.
 
-The job: ``{"model": path, "format": "onnx"|"tflite", "threads": int, "cores": [int]|null, "inputs": path of .npz,
-"mode": "latency"|"memory"|"info", "golden": path of .npz|null, "tolerance": float, "cases": [{"case": "texts"} |
-{"case": "length", "length": int}], "warmup": {"window": int, "tolerance": float, "max_seconds": float},
-"min_inferences": int, "min_seconds": float}``. A case may carry a "min_inferences" of its own. Mode memory reads no key
-after "tolerance"; mode info none but "mode". An optional "session" is that of a bundle's manifest (its "threads" are not
-read): ``{"graph_optimization_level": str, "memory_pattern": bool, "memory_arena": bool, "config": {str: str}}`` for ONNX,
-``{"weight_cache": "memory"|"none"}`` for TFLite; what is left out is the runtime's default, and "memory".
-Inputs hold token ids with special tokens: ``ids`` int32 flat and ``offsets`` int64 [N+1]; golden also ``logits`` [N, C].
+The job is an object with "mode" and, but for mode info, "model" (path), "format" ("onnx" or "tflite"), "threads", "cores"
+([int], "big", "little" or null), "inputs" (path of a .texts file), "golden" (the same with logits, or null), "tolerance":
 
-The answer: ``runtime``, ``conditions``, and ``load_ms``, ``first_inference_ms``, ``cases`` or ``memory``; or
-``{"error": {"kind", "message"}}`` with the exit code of its kind. A signal that cannot be read is null, never 0.
+* info: conditions, and the formats that can run here with the name of their runtime.
+* latency: "cases" [{"case": "texts"} | {"case": "length", "length": int}], "warmup" {"window": int, "tolerance": float,
+  "max_seconds": float}, "min_inferences", "min_seconds". A case may carry a "min_inferences" of its own.
+* memory: every text once; peak against baseline.
+* outputs: every text once; its logits go to the file "output", float32 [N, C], little-endian.
+* count: every text once, then once more between getpriority(0x7a, 2i) and getpriority(0x7a, 2i + 1), which an emulator that
+  counts instructions looks for and a kernel refuses without harm.
+* sustained: texts for "min_seconds" after "warmup", summed up once per "window_seconds".
+
+Optional: "session" is that of a bundle's manifest (its "threads" are not read): ``{"graph_optimization_level": str,
+"memory_pattern": bool, "memory_arena": bool, "config": {str: str}}`` for ONNX, ``{"weight_cache": "memory"|"none"}`` for
+TFLite; what is left out is the runtime's default, and "memory". "deadline_s": the job is killed after so long.
+"watch_stdin": it is killed when standard input ends, because then the host has gone. A .texts file: little-endian int32 N,
+int32 C (0: no logits), int32 offsets[N + 1], int32 ids[offsets[N]], float32 logits[N, C].
+
+The answer: ``runtime``, ``conditions``, and what the mode gives; or ``{"error": {"kind", "message"}}`` with the exit code of
+its kind. A process of its own does the work; the one that was started waits, and says so when the kernel killed it. A signal
+that cannot be read is null, never 0.
 
 What it does not do: time a model whose golden outputs are wrong; subtract the cost of calling a runtime from Python;
 time and read memory in one process; merge or compare runs; open a connection; change governors or clocks.
@@ -28,10 +39,13 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
+import select
+import signal
 import statistics
 import sys
 import time
@@ -40,13 +54,18 @@ from pathlib import Path
 
 ROOT = Path("/")
 SIGNATURE_PREFIX = "serving_"
+MARK = 0x7A
+VERSION = 2
 OUTPUTS = ("logits", "probabilities")
 EXIT_CODES = {
-    "internal": 1, "bad_job": 2, "missing_runtime": 2, "too_long": 2, "wrong_output": 3, "unreadable_model": 5,
-    "failed_inference": 5,
+    "internal": 1, "bad_job": 2, "missing_runtime": 2, "too_long": 2, "wrong_output": 3, "timeout": 4, "out_of_memory": 4,
+    "killed": 4, "host_gone": 4, "unreadable_model": 5, "failed_inference": 5,
 }  # fmt: skip
 BASE_KEYS = ("model", "format", "threads", "cores", "inputs", "golden", "tolerance")
-JOB_KEYS = {"info": (), "memory": BASE_KEYS, "latency": (*BASE_KEYS, "cases", "warmup", "min_inferences", "min_seconds")}
+MODE_KEYS = {
+    "info": (), "memory": (), "count": (), "outputs": ("output",), "latency": ("cases", "warmup", "min_inferences", "min_seconds"),
+    "sustained": ("warmup", "min_seconds", "window_seconds"),
+}  # fmt: skip
 SESSION_KEYS = {
     "onnx": ("threads", "graph_optimization_level", "memory_pattern", "memory_arena", "config"), "tflite": ("threads", "weight_cache"),
 }  # fmt: skip
@@ -62,19 +81,24 @@ ISA_FLAGS = (
 class AgentError(Exception):
     """A measurement that was refused or could not be made; ``kind`` is a key of ``EXIT_CODES``."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, **facts) -> None:
         super().__init__(message)
         self.kind = kind
+        self.facts = facts
 
 
 def main(arguments: list[str]) -> int:
     answer_fd = os.dup(1)  # kept for the answer alone: native libraries print to fd 1 whenever they like
     os.dup2(2, 1)
-    code = 0
     try:
-        answer = run_job(read_job(arguments))
+        job = read_job(arguments)
+        if job["mode"] != "info":
+            code = supervise(job)
+            if code is not None:
+                return code
+        answer, code = run_job(job), 0
     except AgentError as error:
-        answer, code = {"error": {"kind": error.kind, "message": str(error)}}, EXIT_CODES[error.kind]
+        answer, code = {"error": {"kind": error.kind, "message": str(error), **error.facts}}, EXIT_CODES[error.kind]
     except Exception as error:  # the caller reads JSON, so it is told in JSON
         traceback.print_exc()
         answer, code = {"error": {"kind": "internal", "message": f"{type(error).__name__}: {error}"}}, EXIT_CODES["internal"]
@@ -82,6 +106,81 @@ def main(arguments: list[str]) -> int:
     with os.fdopen(answer_fd, "w", encoding="ascii") as stream:
         stream.write(document + "\n")
     return code
+
+
+# --- the process that waits ---------------------------------------------------------------------------------------
+
+
+def supervise(job: dict) -> int | None:
+    """Fork: None in the child, which does the work; in the parent the exit code of a child that ended by itself.
+
+    The parent sleeps until the child ends, the deadline passes, or standard input ends (and ``watch_stdin`` is set).
+
+    Raises:
+        AgentError: in the parent, with why the child did not end by itself and the most memory it held (``rss_bytes``).
+    """
+    ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    kills_before = out_of_memory_kills()
+    worker = os.fork()
+    if worker == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent()
+        return None
+    verdict = wait_for_end(job, ended)
+    if verdict is not None:
+        os.kill(worker, signal.SIGKILL)
+    _, status, usage = os.wait4(worker, 0)
+    if verdict is None and os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
+    rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if verdict is None:
+        verdict = name_death(os.WTERMSIG(status), rss_bytes, kills_before, out_of_memory_kills())
+    raise AgentError(verdict[0], f"{job['model']}: {verdict[1]}", rss_bytes=rss_bytes)
+
+
+def wait_for_end(job: dict, ended: int) -> tuple[str, str] | None:
+    """None when ``ended`` tells that the child has; else the (kind, reason) for which it must be stopped."""
+    deadline_s = job.get("deadline_s")
+    deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    watched = [ended, 0] if job.get("watch_stdin") else [ended]
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready = select.select(watched, [], [], left)[0]
+        if ended in ready:
+            return None
+        if 0 in ready and not os.read(0, 4096):
+            return "host_gone", "the host has gone; stopped"
+        if not ready:
+            return "timeout", f"no end within {deadline_s:g} s; stopped"
+
+
+def name_death(number: int, rss_bytes: int, kills_before: int | None, kills_after: int | None) -> tuple[str, str]:
+    """(kind, reason) of a child that a signal ended; the kills are the kernel's count of processes it killed for memory."""
+    held = f"it held {rss_bytes / 1e6:.0f} MB at most"
+    if number == signal.SIGKILL and None not in (kills_before, kills_after) and kills_after > kills_before:
+        return "out_of_memory", f"out of memory: killed by the kernel; {held}"
+    likely = "; the kernel does not say whether for memory" if number == signal.SIGKILL and kills_after is None else ""
+    return "killed", f"killed by {signal.Signals(number).name}{likely}; {held}"
+
+
+def out_of_memory_kills() -> int | None:
+    for line in (read_text(ROOT, "proc/vmstat") or "").splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return None
+
+
+def die_with_parent() -> None:
+    """Linux kills this process when its parent ends, so that no work goes on that nobody waits for."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL))
 
 
 # --- the job ------------------------------------------------------------------------------------------------------
@@ -94,9 +193,10 @@ def read_job(arguments: list[str]) -> dict:
         job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AgentError("bad_job", f"{arguments[0]}: cannot be read as a job: {error}") from error
-    if not isinstance(job, dict) or job.get("mode") not in JOB_KEYS:
-        raise AgentError("bad_job", f"{arguments[0]}: a job is an object with a mode of {', '.join(JOB_KEYS)}")
-    missing = [key for key in JOB_KEYS[job["mode"]] if key not in job]
+    if not isinstance(job, dict) or job.get("mode") not in MODE_KEYS:
+        raise AgentError("bad_job", f"{arguments[0]}: a job is an object with a mode of {', '.join(MODE_KEYS)}")
+    needed = (*BASE_KEYS, *MODE_KEYS[job["mode"]]) if job["mode"] != "info" else ()
+    missing = [key for key in needed if key not in job]
     if missing:
         raise AgentError("bad_job", f"{arguments[0]}: the job lacks {', '.join(missing)}")
     return job
@@ -104,21 +204,23 @@ def read_job(arguments: list[str]) -> dict:
 
 def run_job(job: dict) -> dict:
     if job["mode"] == "info":
-        return {"conditions": read_conditions(ROOT, None), "formats": installed_formats()}
+        return {"conditions": {**read_conditions(ROOT, None), "before": read_state(ROOT)}, "formats": installed_formats()}
     if job["format"] not in FORMATS:
         raise AgentError("bad_job", f"format {job['format']!r} is none of {', '.join(FORMATS)}")
     if not os.path.isfile(job["model"]):
         raise AgentError("bad_job", f"{job['model']}: no such file")
     if job["cores"] is not None:
-        pin(job["cores"])  # before the imports, because libraries start their threads there
+        pin(choose_cores(job["cores"], ROOT))  # before the imports, because libraries start their threads there
     session = read_session(job)
     runtime, runtime_name = import_runtime(job["format"], session)
-    texts = read_texts(job["inputs"])
-    golden = None if job["golden"] is None else (read_texts(job["golden"]), read_array(job["golden"], "logits"))
-    if golden is not None and len(golden[0]) != len(golden[1]):
-        raise AgentError("bad_job", f"{job['golden']}: {len(golden[0])} texts but {len(golden[1])} rows of logits")
+    texts, _ = read_texts(job["inputs"])
+    golden = None if job["golden"] is None else read_texts(job["golden"])
+    if golden is not None and golden[1] is None:
+        raise AgentError("bad_job", f"{job['golden']}: has no logits")
     answer = {"runtime": runtime_name, "conditions": read_conditions(ROOT, runtime_name)}
-    measure = measure_memory if job["mode"] == "memory" else measure_latency
+    measure = {
+        "latency": measure_latency, "memory": measure_memory, "outputs": write_outputs, "count": mark_inferences, "sustained": measure_sustained,
+    }[job["mode"]]  # fmt: skip
     answer["conditions"]["before"] = read_state(ROOT)
     answer.update(measure(job, runtime, texts, golden))
     answer["conditions"]["after"] = read_state(ROOT)
@@ -139,25 +241,33 @@ def read_session(job: dict) -> dict:
     return session
 
 
-def read_texts(path: str) -> list:
-    """Texts as int arrays [n_tokens] of an .npz with ``ids`` and ``offsets``."""
-    import numpy as np
-
-    ids, offsets = read_array(path, "ids"), read_array(path, "offsets")
-    lengths = offsets[1:] - offsets[:-1]
-    if len(lengths) == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or lengths.min() < 1:
-        raise AgentError("bad_job", f"{path}: offsets must rise from 0 to the {len(ids)} ids, one text or more")
-    return np.split(ids, offsets[1:-1])
-
-
-def read_array(path: str, name: str):
+def read_texts(path: str) -> tuple:
+    """(texts as int arrays [n_tokens], logits float32 [N, C] or None) of a .texts file."""
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[name]
-    except (OSError, ValueError, KeyError) as error:
-        raise AgentError("bad_job", f"{path}: no array {name!r} can be read: {error}") from error
+        words = np.fromfile(path, dtype="<i4")
+    except OSError as error:
+        raise AgentError("bad_job", f"{path}: no texts can be read: {error}") from error
+    count, classes = words[:2].tolist() if len(words) > 1 else (0, 0)
+    offsets = words[2 : count + 3]
+    if count < 1 or classes < 0 or len(offsets) != count + 1 or offsets[0] != 0 or (np.diff(offsets) < 1).any():
+        raise AgentError("bad_job", f"{path}: not a .texts file with one text or more, none of them empty")
+    ids, logits = words[count + 3 :][: offsets[-1]], words[count + 3 + offsets[-1] :]
+    if len(ids) != offsets[-1] or len(logits) != count * classes:
+        raise AgentError("bad_job", f"{path}: {os.path.getsize(path)} bytes are too few or too many for {count} texts with {classes} logits each")
+    return np.split(ids, offsets[1:-1]), logits.view("<f4").reshape(count, classes) if classes else None
+
+
+def choose_cores(cores, root: Path) -> list[int]:
+    """The cores that "big" or "little" names, by what the machine says of them; a list as it is."""
+    if cores not in ("big", "little"):
+        return cores
+    clusters = read_clusters(root)
+    if clusters is None or len(clusters) < 2:
+        reason = "the machine does not say which those are" if clusters is None else "all cores are alike here"
+        raise AgentError("bad_job", f"cores {cores!r}: {reason}; leave cores out or give their numbers")
+    return clusters[-1 if cores == "big" else 0]["cores"]
 
 
 def pin(cores: list[int]) -> None:
@@ -375,9 +485,18 @@ def silence_native_stderr() -> None:
     os.close(null)
 
 
-def installed_formats() -> list[str]:
+def installed_formats() -> dict[str, str]:
+    """format -> the runtime that would run it here, with its version; nothing is imported."""
     modules = {"onnx": ("onnxruntime",), "tflite": ("ai_edge_litert", "tflite_runtime")}
-    return [name for name, either in modules.items() if any(importlib.util.find_spec(m) is not None for m in either)]
+    found = {name: next((m for m in either if importlib.util.find_spec(m) is not None), None) for name, either in modules.items()}
+    return {name: f"{module.replace('_', '-')} {version_of(module)}" for name, module in found.items() if module is not None}
+
+
+def version_of(module: str) -> str:
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def load(job: dict, runtime):
@@ -515,7 +634,63 @@ def measure_memory(job: dict, runtime, texts: list, golden) -> dict:
         infer(job, model, model.feed(ids))
     peak = read_memory_bytes(ROOT, "VmHWM")
     difference = None if baseline is None or peak is None else peak - baseline
-    return {"memory": {"baseline_bytes": baseline, "peak_bytes": peak, "model_bytes": difference}}
+    shared_out = read_memory_bytes(ROOT, "Pss", "proc/self/smaps_rollup")
+    return {"memory": {"baseline_bytes": baseline, "peak_bytes": peak, "model_bytes": difference, "pss_bytes": shared_out}}
+
+
+def write_outputs(job: dict, runtime, texts: list, golden) -> dict:
+    """The logits of every text, for a proof elsewhere that this machine computes what others do."""
+    import numpy as np
+
+    model = load(job, runtime)
+    if golden is not None:
+        check_golden(job, model, golden)
+    logits = np.concatenate([infer(job, model, model.feed(ids)) for ids in texts])
+    logits.astype("<f4").tofile(job["output"])
+    return {"shape": list(logits.shape)}
+
+
+def mark_inferences(job: dict, runtime, texts: list, golden) -> dict:
+    """Each text once to warm up and once between two marks."""
+    import ctypes
+
+    mark = ctypes.CDLL(None).getpriority
+    model = load(job, runtime)
+    if golden is not None:
+        check_golden(job, model, golden)
+    for number, ids in enumerate(texts):
+        feed = model.feed(ids)
+        infer(job, model, feed)
+        mark(MARK, 2 * number)
+        model.run(feed)
+        mark(MARK, 2 * number + 1)
+    return {"marked": len(texts)}
+
+
+def measure_sustained(job: dict, runtime, texts: list, golden) -> dict:
+    """Latency over a long time: one window after the other, with clocks and temperatures, to show what heat does."""
+    import numpy as np
+
+    model = load(job, runtime)
+    if golden is not None:
+        check_golden(job, model, golden)
+    feeds = [model.feed(ids) for ids in texts]
+    warm_up(job, model, feeds, feeds)
+    windows, start = [], time.monotonic()
+    position = 0
+    while time.monotonic() - start < job["min_seconds"]:
+        # From where the last window stopped, so that every window sees a fair mix of the texts.
+        turned = feeds[position:] + feeds[:position]
+        at_s = time.monotonic() - start
+        samples_ns = time_inferences(model, turned, 1, job["window_seconds"])
+        position = (position + len(samples_ns)) % len(feeds)
+        p50, p90 = (milliseconds(q) for q in np.percentile(samples_ns, (50, 90)))
+        state = read_state(ROOT)
+        windows.append(
+            {"at_s": round(at_s, 3), "count": len(samples_ns), "p50_ms": p50, "p90_ms": p90}
+            | {key: state[key] for key in ("frequencies_khz", "temperatures_c")}
+        )
+    return {"windows": windows}
 
 
 # --- conditions: files under ``root``, so that tests can bring their own ------------------------------------------
@@ -524,7 +699,7 @@ def measure_memory(job: dict, runtime, texts: list, golden) -> dict:
 def read_conditions(root: Path, runtime: str | None) -> dict:
     """What does not change during a run. Every value may be null: the machine does not say.
 
-    ``governors`` and ``max_frequencies_khz`` go with ``cores``, as do ``frequencies_khz`` of :func:`read_state`.
+    ``capacities``, ``governors`` and ``max_frequencies_khz`` go with ``cores``, as do ``frequencies_khz`` of :func:`read_state`.
     """
     cpu = read_cpu(root)
     flags = (cpu.get("flags") or cpu.get("Features") or [""])[0].split()
@@ -532,33 +707,93 @@ def read_conditions(root: Path, runtime: str | None) -> dict:
     parts = [f"implementer {implementer} part {part}" for implementer, part in arm_parts]
     cores = core_folders(root)
     numpy = sys.modules.get("numpy")
+    libc, libc_version = platform.libc_ver()
     return {
         "cpu_model": " + ".join(sorted(set(cpu.get("model name") or parts))) or None,
         "board": read_line(root, "sys/firmware/devicetree/base/model"),
         "architecture": platform.machine() or None,
         "isa": [name for name in ISA_FLAGS if name in flags] if flags else None,
         "cores": [int(folder.name[3:]) for folder in cores] or None,
+        "capacities": null_if_all_null([read_number(root, folder / "cpu_capacity") for folder in cores]),
         "governors": null_if_all_null([read_line(root, folder / "cpufreq/scaling_governor") for folder in cores]),
         "max_frequencies_khz": null_if_all_null([read_number(root, folder / "cpufreq/scaling_max_freq") for folder in cores]),
+        "clusters": read_clusters(root),
         "affinity": read_affinity(),
+        "memory_total_bytes": read_memory_bytes(root, "MemTotal", "proc/meminfo"),
         "kernel": f"{platform.system()} {platform.release()}",
+        "libc": f"{libc} {libc_version}" if libc else None,
+        "agent": f"python agent {VERSION}",
         "python": platform.python_version(),
         "numpy": None if numpy is None else numpy.__version__,
         "runtime": runtime,
     }
 
 
+def read_clusters(root: Path) -> list | None:
+    """Cores that are alike, the weakest first: by capacity where the kernel gives it, else by highest clock; null if neither."""
+    cores = core_folders(root)
+    capacities = [read_number(root, folder / "cpu_capacity") for folder in cores]
+    clocks = [read_number(root, folder / "cpufreq/cpuinfo_max_freq") for folder in cores]
+    strengths = clocks if None in capacities else capacities
+    if not cores or None in strengths:
+        return None
+    clusters = []
+    for strength in sorted(set(strengths)):
+        members = [index for index, value in enumerate(strengths) if value == strength]
+        numbers = [int(cores[index].name[3:]) for index in members]
+        clusters.append({"cores": numbers, "capacity": capacities[members[0]], "max_frequency_khz": clocks[members[0]]})
+    return clusters
+
+
 def read_state(root: Path) -> dict:
-    """What changes during a run: load average of 1, 5, 15 minutes, temperature of each zone in °C, clock of each core."""
+    """What changes during a run.
+
+    Load average of 1, 5, 15 minutes; temperature of each zone in °C; clock of each core; ``throttled``, the Raspberry Pi's
+    bits (1 under-voltage, 2 clock capped, 4 throttled, 8 soft limit; shifted by 16: since boot); how hard each cooling device
+    works; the battery; ``pressure``, the share of the last 10 s in which something waited, in percent.
+    """
     load_average = read_line(root, "proc/loadavg")
-    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
-    temperatures = {zone.name: read_number(root, zone / "temp") for zone in zones}
     clocks = [read_number(root, folder / "cpufreq/scaling_cur_freq") for folder in core_folders(root)]
+    cooling = read_by_type(root, "sys/class/thermal", "cooling_device", "cur_state")
     return {
         "loadavg": None if load_average is None else [float(value) for value in load_average.split()[:3]],
-        "temperatures_c": {name: t if t is None else t / 1000 for name, t in temperatures.items()} or None,
+        "temperatures_c": {
+            name: None if degrees is None else degrees / 1000
+            for name, degrees in read_by_type(root, "sys/class/thermal", "thermal_zone", "temp").items()
+        } or None,
         "frequencies_khz": null_if_all_null(clocks),
-    }
+        "throttled": read_number(root, "sys/devices/platform/soc/soc:firmware/get_throttled", base=16, zero=True),
+        "cooling": cooling or None,
+        "battery": read_battery(root),
+        "pressure": {kind: read_pressure(root, kind) for kind in ("cpu", "memory")} if (root / "proc/pressure").is_dir() else None,
+    }  # fmt: skip
+
+
+def read_by_type(root: Path, folder: str, kind: str, name: str) -> dict:
+    """What each device of a kind says, under the name that its driver gives it; devices of one name are told apart by number."""
+    found: dict = {}
+    for device in sorted((root / folder).glob(kind + "[0-9]*"), key=lambda device: int(device.name[len(kind) :])):
+        label = read_line(root, device / "type") or device.name
+        found[f"{label} {device.name}" if label in found else label] = read_number(root, device / name, zero=name == "cur_state")
+    return found
+
+
+def read_battery(root: Path) -> dict | None:
+    """Of the first battery: charge in percent, what it does, current (signs differ between drivers) and voltage."""
+    for supply in sorted((root / "sys/class/power_supply").glob("*")):
+        if read_line(root, supply / "type") == "Battery":
+            return {
+                "capacity_percent": read_number(root, supply / "capacity", zero=True), "status": read_line(root, supply / "status"),
+                "current_ua": read_number(root, supply / "current_now", zero=True), "voltage_uv": read_number(root, supply / "voltage_now"),
+            }  # fmt: skip
+    return None
+
+
+def read_pressure(root: Path, kind: str) -> float | None:
+    for line in (read_text(root, f"proc/pressure/{kind}") or "").splitlines():
+        if line.startswith("some "):
+            return float(line.split("avg10=")[1].split()[0])
+    return None
 
 
 def core_folders(root: Path) -> list[Path]:
@@ -580,9 +815,9 @@ def read_cpu(root: Path) -> dict[str, list[str]]:
     return found
 
 
-def read_memory_bytes(root: Path, field: str) -> int | None:
-    """``VmRSS`` or ``VmHWM`` of this process; a Linux kernel gives kibibytes."""
-    for line in (read_text(root, "proc/self/status") or "").splitlines():
+def read_memory_bytes(root: Path, field: str, file: str = "proc/self/status") -> int | None:
+    """A field such as ``VmRSS`` or ``VmHWM`` of this process; a Linux kernel gives kibibytes."""
+    for line in (read_text(root, file) or "").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     return None
@@ -592,12 +827,13 @@ def read_affinity() -> list[int] | None:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-def read_number(root: Path, path) -> int | None:
-    """None also for 0, which drivers write for "not known", and for text."""
+def read_number(root: Path, path, base: int = 10, zero: bool = False) -> int | None:
+    """None for text, and for 0 unless that is an answer: drivers write it for "not known"."""
     try:
-        return int(read_line(root, path) or "") or None
+        value = int(read_line(root, path) or "", base)
     except ValueError:
         return None
+    return value if value or zero else None
 
 
 def read_line(root: Path, path) -> str | None:

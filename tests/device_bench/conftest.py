@@ -13,6 +13,7 @@ import pytest
 
 from device_bench.measurement import Candidate
 from device_bench.targets import AGENT
+from device_bench.texts import write_texts
 
 VOCABULARY, HIDDEN, CLASSES = 12, 4, 3
 TEXTS = [[1, 5, 2], [1, 3, 4, 2], [1, 6, 7, 8, 9, 2], [1, 10, 2], [1, 3, 5, 7, 9, 11, 4, 6, 8, 2]]
@@ -120,22 +121,15 @@ def tflite_candidate(tflite_file) -> Candidate:
 
 
 @pytest.fixture
-def arrays() -> dict[str, np.ndarray]:
-    """What golden.npz holds; inputs.npz holds the first two."""
-    ids = np.concatenate(TEXTS).astype(np.int32)
-    return {"ids": ids, "offsets": np.cumsum([0, *map(len, TEXTS)]), "logits": reference_logits(TEXTS)}
-
-
-@pytest.fixture
-def make_job(tmp_path, arrays):
+def make_job(tmp_path):
     """A short latency job for a model file; keywords replace its keys."""
 
     def make(model: Path, /, **changes) -> dict:
-        np.savez(tmp_path / "inputs.npz", ids=arrays["ids"], offsets=arrays["offsets"])
-        np.savez(tmp_path / "golden.npz", **arrays)
+        write_texts(tmp_path / "inputs.texts", TEXTS)
+        write_texts(tmp_path / "golden.texts", TEXTS, reference_logits(TEXTS))
         job = {
             "model": str(model), "format": model.suffix[1:], "threads": 1, "cores": None, "mode": "latency",
-            "inputs": str(tmp_path / "inputs.npz"), "golden": str(tmp_path / "golden.npz"), "tolerance": 1e-4,
+            "inputs": str(tmp_path / "inputs.texts"), "golden": str(tmp_path / "golden.texts"), "tolerance": 1e-4,
             "cases": [{"case": "texts"}], "warmup": {"window": 4, "tolerance": 0.5, "max_seconds": 0.05},
             "min_inferences": 12, "min_seconds": 0.0,
         }  # fmt: skip

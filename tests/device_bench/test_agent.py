@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from device_bench.agent.agent import OnnxModel, latency_summary
+from device_bench.agent.agent import OnnxModel, latency_summary, name_death
 from device_bench.targets import AGENT
+from device_bench.texts import write_texts
+from tests.device_bench.conftest import TEXTS, reference_logits
 
 CASE_KEYS = {
     "case", "length", "tokens_mean", "warmup", "count", "mean_ms", "p50_ms", "p90_ms", "p99_ms", "min_ms", "quantiles_ms",
@@ -70,14 +77,15 @@ def test_conditions(onnx_file, make_job, run_agent):
     assert conditions["numpy"] == np.__version__
     assert conditions["runtime"] == answer["runtime"]
     assert answer["runtime"].startswith("onnxruntime ")
-    assert {"loadavg", "temperatures_c", "frequencies_khz"} == set(conditions["before"]) == set(conditions["after"])
+    state = {"loadavg", "temperatures_c", "frequencies_khz", "throttled", "cooling", "battery", "pressure"}
+    assert state == set(conditions["before"]) == set(conditions["after"])
 
 
 @pytest.mark.parametrize("mode", ["latency", "memory"])
 @pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
-def test_wrong_golden_output_is_never_timed(file, mode, request, tmp_path, make_job, run_agent, arrays):
+def test_wrong_golden_output_is_never_timed(file, mode, request, tmp_path, make_job, run_agent):
     job = make_job(request.getfixturevalue(file), mode=mode)
-    np.savez(tmp_path / "golden.npz", **{**arrays, "logits": arrays["logits"] + 0.01})
+    write_texts(tmp_path / "golden.texts", TEXTS, reference_logits(TEXTS) + 0.01)
     code, answer = run_agent(job)
     assert code == 3
     assert set(answer) == {"error"}
@@ -105,7 +113,7 @@ def test_text_longer_than_every_bucket(tflite_file, make_job, run_agent):
 
 def test_token_outside_the_vocabulary(onnx_file, tmp_path, make_job, run_agent):
     job = make_job(onnx_file, golden=None)
-    np.savez(tmp_path / "inputs.npz", ids=np.array([99], np.int32), offsets=np.array([0, 1]))
+    write_texts(tmp_path / "inputs.texts", [[99]])
     code, answer = run_agent(job)
     assert (code, answer["error"]["kind"]) == (5, "failed_inference")
 
@@ -123,8 +131,8 @@ def test_damaged_model(suffix, tmp_path, make_job, run_agent):
     ("changes", "says"),
     [
         ({"model": "/nowhere.onnx"}, "/nowhere.onnx: no such file"),
-        ({"inputs": "/nowhere.npz"}, "/nowhere.npz: no array 'ids'"),
-        ({"golden": "/nowhere.npz"}, "/nowhere.npz: no array"),
+        ({"inputs": "/nowhere.texts"}, "/nowhere.texts: no texts can be read"),
+        ({"golden": "/nowhere.texts"}, "/nowhere.texts: no texts can be read"),
         ({"format": "pt"}, "'pt' is none of onnx, tflite"),
         ({"mode": "speed"}, "a mode of"),
         ({"cores": [0, 4095]}, "cannot pin to cores [0, 4095]"),
@@ -142,11 +150,84 @@ def test_job_that_lacks_keys(run_agent):
     assert "lacks format, threads, cores, inputs, golden, tolerance" in answer["error"]["message"]
 
 
-def test_golden_needs_one_row_of_logits_per_text(onnx_file, tmp_path, make_job, run_agent, arrays):
+def test_golden_needs_logits(onnx_file, tmp_path, make_job, run_agent):
     job = make_job(onnx_file)
-    np.savez(tmp_path / "golden.npz", **{**arrays, "logits": arrays["logits"][1:]})
+    write_texts(tmp_path / "golden.texts", TEXTS)
     code, answer = run_agent(job)
     assert (code, answer["error"]["kind"]) == (2, "bad_job")
+    assert "golden.texts: has no logits" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-4], lambda b: b + b"0000", lambda b: b[:4], lambda b: b"", lambda b: b[:8] + b"\1\0\0\0" + b[12:]])
+def test_texts_that_are_damaged(damage, onnx_file, tmp_path, make_job, run_agent):
+    job = make_job(onnx_file)
+    (tmp_path / "inputs.texts").write_bytes(damage((tmp_path / "inputs.texts").read_bytes()))
+    code, answer = run_agent(job)
+    assert (code, answer["error"]["kind"]) == (2, "bad_job")
+    assert "inputs.texts" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
+def test_outputs_are_the_models(file, request, tmp_path, make_job, run_agent):
+    output = tmp_path / "logits with a space.f32"
+    code, answer = run_agent(make_job(request.getfixturevalue(file), mode="outputs", output=str(output)))
+    assert (code, answer["shape"]) == (0, [len(TEXTS), 3])
+    np.testing.assert_allclose(np.fromfile(output, "<f4").reshape(answer["shape"]), reference_logits(TEXTS), atol=1e-5)
+
+
+def test_sustained_windows_follow_each_other(onnx_file, make_job, run_agent):
+    code, answer = run_agent(make_job(onnx_file, mode="sustained", min_seconds=0.5, window_seconds=0.1))
+    assert code == 0
+    starts = [window["at_s"] for window in answer["windows"]]
+    assert len(starts) >= 3
+    assert all(later - earlier >= 0.1 for earlier, later in pairwise(starts))
+    assert all(0 < window["p50_ms"] <= window["p90_ms"] and window["count"] > 0 for window in answer["windows"])
+
+
+def test_count_marks_every_text(onnx_file, make_job, run_agent):
+    code, answer = run_agent(make_job(onnx_file, mode="count"))
+    assert (code, answer["marked"]) == (0, len(TEXTS))
+
+
+def test_deadline_stops_the_work(onnx_file, make_job, run_agent):
+    code, answer = run_agent(make_job(onnx_file, min_seconds=60.0, deadline_s=2.0))
+    assert (code, answer["error"]["kind"]) == (4, "timeout")
+    assert "no end within 2 s" in answer["error"]["message"]
+    assert answer["error"]["rss_bytes"] > 1e6
+
+
+def test_the_end_of_standard_input_stops_the_work(onnx_file, tmp_path, make_job):
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(make_job(onnx_file, min_seconds=60.0, watch_stdin=True)), encoding="utf-8")
+    agent = subprocess.Popen([sys.executable, str(AGENT), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
+    while not children.read_text(encoding="ascii").strip():
+        time.sleep(0.02)
+    worker = int(children.read_text(encoding="ascii"))
+    stdout, _ = agent.communicate(timeout=60)
+    assert (agent.returncode, json.loads(stdout)["error"]["kind"]) == (4, "host_gone")
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_killed_worker_is_told_apart_from_a_broken_one(onnx_file, tmp_path, make_job):
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(make_job(onnx_file, min_seconds=60.0)), encoding="utf-8")
+    agent = subprocess.Popen([sys.executable, str(AGENT), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
+    while not children.read_text(encoding="ascii").strip():
+        time.sleep(0.02)
+    os.kill(int(children.read_text(encoding="ascii")), signal.SIGKILL)
+    stdout, _ = agent.communicate(timeout=60)
+    error = json.loads(stdout)["error"]
+    assert (agent.returncode, error["kind"]) == (4, "killed")
+    assert "SIGKILL" in error["message"]
+
+
+def test_a_death_is_the_kernels_only_if_it_says_so():
+    assert name_death(signal.SIGKILL, 50_000_000, 3, 4) == ("out_of_memory", "out of memory: killed by the kernel; it held 50 MB at most")
+    assert name_death(signal.SIGKILL, 50_000_000, 3, 3)[0] == "killed"
+    assert name_death(signal.SIGSEGV, 50_000_000, 3, 4) == ("killed", "killed by SIGSEGV; it held 50 MB at most")
+    assert "does not say whether for memory" in name_death(signal.SIGKILL, 1, None, None)[1]
 
 
 @pytest.mark.parametrize(

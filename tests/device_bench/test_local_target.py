@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from device_bench.targets import LocalTarget, all_threads, parse_answer
+from device_bench.targets import LocalTarget, OutOfMemory, all_threads, parse_answer
+from runtimes.backends import installed_formats
 from runtimes.errors import BadInput, IntegrityError, TargetUnreachable
 
 
@@ -16,10 +17,10 @@ from runtimes.errors import BadInput, IntegrityError, TargetUnreachable
 def target_running(tmp_path):
     """A local target whose agent is this source."""
 
-    def make(source: str, timeout_s: float = 60.0) -> LocalTarget:
+    def make(source: str, deadline_s: float = 60.0) -> LocalTarget:
         path = tmp_path / "other_agent.py"
         path.write_text(source, encoding="utf-8")
-        return LocalTarget(timeout_s=timeout_s, agent=path)
+        return LocalTarget(deadline_s=deadline_s, grace_s=0, agent=path)
 
     return make
 
@@ -37,7 +38,7 @@ def test_all_threads():
 
 def test_info():
     info = LocalTarget().info()
-    assert info["formats"] == ["onnx", "tflite"]
+    assert info["formats"] == installed_formats()
     assert info["conditions"]["python"]
 
 
@@ -69,7 +70,7 @@ def test_hang_is_killed_with_its_children(target_running, tmp_path):
         "time.sleep(300)\n"
     )
     with pytest.raises(TargetUnreachable, match="local: no answer within 3 s; the agent was killed"):
-        target_running(source, timeout_s=3).run({})
+        target_running(source, deadline_s=3).run({})
     deadline = time.monotonic() + 10
     while not all(is_gone(pid) for pid in json.loads(pids.read_text(encoding="utf-8"))):
         assert time.monotonic() < deadline, "a process of the job is still there"
@@ -114,3 +115,28 @@ def test_json_that_is_not_the_agents(stdout):
 def test_an_answer_with_a_bad_ending_is_refused():
     with pytest.raises(TargetUnreachable, match="ended with signal SIGSEGV"):
         parse_answer("rpi5", -11, "{}", "")
+
+
+def test_memory_cap_ends_a_job_that_does_not_fit(onnx_file, make_job):
+    with _caps_or_skip(20_000_000) as target, pytest.raises(OutOfMemory, match=r"out of memory: killed by the kernel; it held \d+ MB at most"):
+        target.run(make_job(onnx_file, mode="memory"))
+
+
+def test_memory_cap_leaves_a_job_alone_that_fits(onnx_file, make_job):
+    with _caps_or_skip(1_000_000_000) as target:
+        assert target.run(make_job(onnx_file, mode="memory"))["memory"]["peak_bytes"] < 1_000_000_000
+
+
+def _caps_or_skip(cap_bytes: int) -> LocalTarget:
+    target = LocalTarget(memory_cap_bytes=cap_bytes)
+    try:
+        with target._capped():
+            return target
+    except BadInput as error:
+        pytest.skip(str(error))
+
+
+def test_memory_groups_are_gone_afterwards():
+    with _caps_or_skip(1_000_000_000)._capped() as group:
+        assert group.is_dir()
+    assert not group.exists()

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_bench.agent.agent import latency_summary
-from device_bench.measurement import LENGTH_INFERENCES, Candidate, measure
+from device_bench.agent.agent import latency_summary, read_texts
+from device_bench.measurement import LENGTH_INFERENCES, Candidate, Care, measure
 from device_bench.targets import LocalTarget
 from runtimes.errors import BadInput, IntegrityError
 from runtimes.session import SessionOptions
@@ -28,18 +28,29 @@ class PlaybackTarget:
 
     name = "playback"
 
-    def __init__(self) -> None:
+    def __init__(self, refuses: str = "", degrees_c: list[float] | None = None) -> None:
+        self.refuses = refuses
+        self.degrees_c = degrees_c
         self.jobs: list[dict] = []
         self.rounds: dict[tuple[str, int], int] = {}
 
     def info(self) -> dict:
-        return {}
+        return {"conditions": {"before": self.state()}}
+
+    def state(self) -> dict:
+        """The zone's temperatures one after the other, the last for ever."""
+        if self.degrees_c is None:
+            return {"temperatures_c": None}
+        return {"temperatures_c": {"cpu": self.degrees_c.pop(0) if len(self.degrees_c) > 1 else self.degrees_c[0], "modem": None}}
 
     def run(self, job: dict) -> dict:
-        arrays = {key: dict(np.load(job[key])) for key in ("inputs", "golden") if job[key] is not None}
+        arrays = {key: read_texts(job[key]) for key in ("inputs", "golden") if job[key] is not None}
         self.jobs.append({**job, "arrays": arrays})
+        if self.refuses and self.refuses in job["model"]:
+            raise IntegrityError(f"{job['model']}: golden case 1 differs")
         if job["mode"] == "memory":
-            return {"memory": {"baseline_bytes": 10, "peak_bytes": 15, "model_bytes": 5}}
+            memory = {"baseline_bytes": 10, "peak_bytes": 15, "model_bytes": 5, "pss_bytes": None}
+            return {"memory": memory, "conditions": {"before": self.state(), "after": self.state()}}
         key = (job["model"], job["threads"])
         number = self.rounds[key] = self.rounds.get(key, 0) + 1
         samples_ns = [(number + 3 * (job["model"] == "b.onnx")) * 1_000_000] * (10 * number)
@@ -48,7 +59,7 @@ class PlaybackTarget:
             {**case, "length": case.get("length"), **common, **latency_summary(samples_ns), "samples_ns": samples_ns}
             for case in job["cases"]
         ]
-        conditions = {"before": {"loadavg": [number]}, "after": {"loadavg": [number + 0.5]}}
+        conditions = {"before": {"loadavg": [number], **self.state()}, "after": {"loadavg": [number + 0.5], **self.state()}}
         return {"runtime": "r 1", "conditions": conditions, "load_ms": number, "first_inference_ms": 2 * number, "cases": cases}
 
 
@@ -87,8 +98,10 @@ def test_rounds_are_merged_on_their_samples():
     assert first["tokens_mean"] == 2.333
     assert (first["load_ms"], first["first_inference_ms"]) == (2, 4)
     assert first["warmup_stable"] is False
-    assert first["conditions"] == {"before": {"loadavg": [1]}, "after": {"loadavg": [3.5]}}
-    assert first["memory"] == {"baseline_bytes": 10, "peak_bytes": 15, "model_bytes": 5}
+    assert first["conditions"] == {
+        "before": {"loadavg": [1], "temperatures_c": None}, "after": {"loadavg": [3.5], "temperatures_c": None},
+    }  # fmt: skip
+    assert first["memory"] == {"baseline_bytes": 10, "peak_bytes": 15, "model_bytes": 5, "pss_bytes": None}
     assert [r["baseline"] for r in results] == [True] * 4 + [False] * 4
     assert results[4]["round_p50_ms"] == [4, 5, 6]
 
@@ -97,15 +110,52 @@ def test_one_round_says_nothing_about_noise():
     assert run(PlaybackTarget(), [candidate("a")], rounds=1)[0]["noise"] is None
 
 
+def test_samples_are_kept_by_round_when_asked_for():
+    first = run(PlaybackTarget(), [candidate("a")], keep_samples=True)[0]
+    assert first["round_samples_ms"] == [[1.0] * 10, [2.0] * 20, [3.0] * 30]
+
+
+def test_a_refused_candidate_takes_no_further_part_and_the_others_go_on():
+    target, refused = PlaybackTarget(refuses="b"), []
+    results = run(target, [candidate("a"), candidate("b"), candidate("c")], refused=lambda one, error: refused.append((one.name, str(error))))
+    assert {row["name"] for row in results} == {"a", "c"}
+    assert refused == [("b", "b.onnx: golden case 1 differs")]
+    assert [job["mode"] for job in target.jobs if job["model"] == "b.onnx"] == ["memory"]
+
+
+def test_noisy_rounds_are_followed_by_more_but_not_for_ever():
+    noisy = run(PlaybackTarget(), [candidate("a")], rounds=2, care=Care(max_noise=0.05, extra_rounds=3))[0]
+    assert noisy["round_p50_ms"] == [1, 2, 3, 4, 5]
+    calm = run(PlaybackTarget(), [candidate("a")], rounds=2, care=Care(max_noise=5.0, extra_rounds=3))[0]
+    assert calm["round_p50_ms"] == [1, 2]
+
+
+def test_waits_for_the_hottest_zone_to_cool_down():
+    said = []
+    target = PlaybackTarget(degrees_c=[40.0, 41.0, 60.0, 61.0, 50.0, 42.0])
+    run(target, [candidate("a")], threads=[1], rounds=1, care=Care(cool_down_s=30.0, poll_s=0.0), say=said.append)
+    assert [line for line in said if "°C" in line] == []
+    target = PlaybackTarget(degrees_c=[40.0, 60.0, 50.0, 42.0, 42.0])
+    run(target, [candidate("a")], threads=[1], rounds=1, care=Care(cool_down_s=30.0, poll_s=0.0), say=said.append)
+    assert [line for line in said if "°C" in line] == ["playback: 60 °C, waiting for 43 °C", "playback: 50 °C, waiting for 43 °C"]
+
+
+def test_does_not_wait_for_ever_nor_where_nothing_is_known():
+    said = []
+    run(PlaybackTarget(degrees_c=[40.0, 60.0]), [candidate("a")], care=Care(cool_down_s=0.01, poll_s=0.0), say=said.append)
+    run(PlaybackTarget(), [candidate("a")], care=Care(cool_down_s=1e6), say=said.append)
+
+
 def test_jobs_carry_the_plan_and_the_arrays():
     target, logits = PlaybackTarget(), np.ones((2, 5), np.float32)
     run(target, [candidate("a", logits), replace(candidate("b"), id_lists=TEXTS[:1])], cores=[0, 1])
     proven, unproven = target.jobs[:2]
-    np.testing.assert_array_equal(proven["arrays"]["inputs"]["ids"], np.concatenate(TEXTS))
-    np.testing.assert_array_equal(proven["arrays"]["inputs"]["offsets"], [0, 3, 7, 13, 16])
-    np.testing.assert_array_equal(proven["arrays"]["golden"]["offsets"], [0, 3, 7])
-    np.testing.assert_array_equal(proven["arrays"]["golden"]["logits"], logits)
-    np.testing.assert_array_equal(unproven["arrays"]["inputs"]["ids"], TEXTS[0])
+    (texts, none), (golden_texts, golden_logits) = proven["arrays"]["inputs"], proven["arrays"]["golden"]
+    assert [ids.tolist() for ids in texts] == TEXTS
+    assert none is None
+    assert [ids.tolist() for ids in golden_texts] == TEXTS[:2]
+    np.testing.assert_array_equal(golden_logits, logits)
+    assert [ids.tolist() for ids in unproven["arrays"]["inputs"][0]] == TEXTS[:1]
     assert unproven["golden"] is None
     assert proven["cores"] == [0, 1]
     of_a, of_b = target.jobs[2:4]
