@@ -111,7 +111,7 @@ POINTS = (
     Point("svd-35-healed", "factorize-svd", "structure", "removed = 0.35; epochs = 5"),
     Point("flop-35", "factorize-flop", "structure", "removed = 0.35"),
     Point("svd-60", "factorize-svd", "structure", "removed = 0.6"),
-    Point("flop-60", "factorize-flop", "structure", "removed = 0.6"),
+    Point("flop-60", "factorize-flop", "structure", "removed = 0.6; gate_epochs = 4; gate_learning_rate = 0.1"),
     Point("share-all-1", "share-layers", "storage", "groups = 1; transfer_epochs = 3"),
     Point("share-all-2", "share-layers", "storage", "groups = 2; transfer_epochs = 3"),
     Point("share-attention-1", "share-layers", "storage", 'share = "attention"; transfer_epochs = 2; epochs = 3'),
