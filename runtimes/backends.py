@@ -218,6 +218,7 @@ def _feed(name: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _onnxruntime():
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import, before anything could be sent
     try:
         import onnxruntime
     except ImportError as error:

@@ -44,6 +44,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import select
 import signal
 import statistics
@@ -423,6 +424,7 @@ def import_runtime(file_format: str, session: dict) -> tuple:
         import numpy  # noqa: F401 - part of the baseline, like the runtime
 
         if file_format == "onnx":
+            os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its upload thread starts at import
             import onnxruntime
 
             onnxruntime.disable_telemetry_events()
@@ -752,11 +754,10 @@ def read_state(root: Path) -> dict:
     bits (1 under-voltage, 2 clock capped, 4 throttled, 8 soft limit; shifted by 16: since boot); how hard each cooling device
     works; the battery; ``pressure``, the share of the last 10 s in which something waited, in percent.
     """
-    load_average = read_line(root, "proc/loadavg")
     clocks = [read_number(root, folder / "cpufreq/scaling_cur_freq") for folder in core_folders(root)]
     cooling = read_by_type(root, "sys/class/thermal", "cooling_device", "cur_state")
     return {
-        "loadavg": None if load_average is None else [float(value) for value in load_average.split()[:3]],
+        "loadavg": read_load(root),
         "temperatures_c": {
             name: None if degrees is None else degrees / 1000
             for name, degrees in read_by_type(root, "sys/class/thermal", "thermal_zone", "temp").items()
@@ -767,6 +768,13 @@ def read_state(root: Path) -> dict:
         "battery": read_battery(root),
         "pressure": {kind: read_pressure(root, kind) for kind in ("cpu", "memory")} if (root / "proc/pressure").is_dir() else None,
     }  # fmt: skip
+
+
+def read_load(root: Path) -> list | None:
+    try:
+        return [float(value) for value in (read_line(root, "proc/loadavg") or "").split()[:3]] or None
+    except ValueError:
+        return None
 
 
 def read_by_type(root: Path, folder: str, kind: str, name: str) -> dict:
@@ -791,8 +799,9 @@ def read_battery(root: Path) -> dict | None:
 
 def read_pressure(root: Path, kind: str) -> float | None:
     for line in (read_text(root, f"proc/pressure/{kind}") or "").splitlines():
-        if line.startswith("some "):
-            return float(line.split("avg10=")[1].split()[0])
+        found = re.match(r"some avg10=([0-9.]+)", line)
+        if found:
+            return float(found[1])
     return None
 
 
