@@ -117,7 +117,7 @@ POINTS = (
     Point("share-attention-1", "share-layers", "storage", 'share = "attention"; transfer_epochs = 2; epochs = 3'),
     Point("share-ffn-1", "share-layers", "storage", 'share = "ffn"; transfer_epochs = 3'),
     Point("quaternion", "quaternion", "storage", ""),
-    Point("quaternion-longer", "quaternion", "storage", "transfer_epochs = 12; epochs = 6"),
+    Point("quaternion-shorter", "quaternion", "storage", "transfer_epochs = 3; epochs = 2"),
 )  # fmt: skip
 
 
