@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 SHOWN = ("teacher", "TFLite int8", "ONNX int8", "TFLite fp32", "ONNX fp32")
 TITLES = {"teacher": "teacher (MiniLM-L6, fine-tuned), ONNX Runtime fp32"}
@@ -130,10 +132,24 @@ def methods_table(figures: dict[str, Any]) -> str:
         f"their own runtimes; {figures['rounds']} interleaved rounds of {figures['texts']} real test texts, one thread, "
         f"{machine['cpu']} ({machine['cores']} cores); one seed. Written by `make bench-methods` to `results/methods.json`, with every option."
     )]  # fmt: skip
+    lines += ["", widths_sentence(figures["widths"])]
     missed = [check for check in figures["checks"] if not check["ok"]]
     if missed:
         lines += ["", "Marks that were missed: " + "; ".join(f"{c['what']} is {c['value']:.3g} ({c['bound']} {c['mark']:g})" for c in missed) + "."]
     return "\n".join(lines)
+
+
+def widths_sentence(widths: list[dict[str, Any]]) -> str:
+    """What FFN widths cost above the line through those that are multiples of 16."""
+    parts = []
+    for format_, name in (("tflite", "TFLite"), ("onnx", "ONNX")):
+        line = np.poly1d(np.polyfit(*zip(*((w["width"], w[format_]) for w in widths if w["width"] % 16 == 0), strict=True), 1))
+        above = {
+            kind: 100 * float(np.mean([w[format_] / line(w["width"]) - 1 for w in widths if w["width"] % 16 and (w["width"] % 8 == 0) == eight]))
+            for kind, eight in (("multiples of 8", True), ("odd ones", False))
+        }
+        parts.append(f"{name} {above['multiples of 8']:+.1f} % for other multiples of 8, {above['odd ones']:+.1f} % for odd ones")
+    return f"FFN widths between {widths[0]['width']} and {widths[-1]['width']} against the line through multiples of 16: {'; '.join(parts)}."
 
 
 def insert(text: str, marker: str, content: str) -> str:
