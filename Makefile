@@ -1,8 +1,12 @@
 # make demo   set up, run the main job on the built-in example, show what came out
 # make test   set up, check style, run the tests
+# make test-boards      a real sshd, a real adbd, emulated ARM and an arm64 machine, downloaded from Debian (needs root and apt)
 # make bench            write the figures of CLINC150 that the README quotes (an hour; nothing else should run)
 # make bench-files  our files against plain conversion of the same student, operator by operator (ten minutes, after make bench)
 # make bench-methods    every pruning, factorization and sharing method on CLINC150, side by side (three hours; a second run goes on from the first)
+# make bench-runner     the C runner against a loop in C (six minutes; BUNDLE=... names a bundle, out/clinc150/bundle otherwise)
+# make bench-comparison how often a comparison is right about no change and a tenth (ten minutes)
+# make bench-boards     a bundle on emulated Arm and on a virtual board made from nothing (ten minutes; downloads; needs root and apt)
 # make bench-peers      the same weights in every converter's files and in ours, side by side (an hour; 13 GB of environments)
 
 PYTHON  ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3.11)
@@ -13,7 +17,9 @@ STAMP   := $(VENV)/.ready
 OLD     := $(VENV)/old-runtime
 export POCKETBERT_DATA ?= ../shared/data
 
-.PHONY: setup demo test lint bench bench-files bench-methods bench-peers clean
+.PHONY: setup demo test test-boards lint bench bench-files bench-methods bench-peers bench-runner bench-comparison bench-boards clean
+# A bundle of the CLINC150 recipe, whose files the benchmarks of boards take.
+BUNDLE  ?= out/clinc150/bundle
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -41,6 +47,9 @@ lint: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest
 
+test-boards: $(STAMP)
+	$(BIN)/python -m pytest tests/boards
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/clinc150.py; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
@@ -52,6 +61,15 @@ bench-methods: $(STAMP)
 
 bench-peers: $(STAMP)
 	$(BIN)/python benchmarks/peers.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
+
+bench-runner: $(STAMP)
+	$(BIN)/python benchmarks/runner.py $(BUNDLE) --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
+
+bench-comparison: $(STAMP)
+	$(BIN)/python benchmarks/comparison.py $(BUNDLE) --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
+
+bench-boards: $(STAMP)
+	$(BIN)/python -m benchmarks.boards $(BUNDLE) --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -4,7 +4,8 @@
 
     latency   one text over and over on one thread, in turns: the loop (runner_loop.c, linked to the runtime, its clock read
               around batches alone), the runner, and the Python agent for information
-    memory    the peak of each with the same file and text; what the runner takes on top of the loop is its own
+    memory    the peak of each with the same file and text; what the runner takes on top of the loop is its own, and what the
+              Python agent takes on top of Python with the runtime (bare_python.py)
 
 A round has every program once, in an order that turns; its figure is the median of its batches' means, so that somebody
 else's burst of work costs a batch and no more. The exit code is 3 if a figure misses its mark. Nothing else should run.
@@ -33,6 +34,7 @@ from runtimes.bundle import Bundle, ModelEntry, open_bundle
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "runner.json"
 LOOP = ROOT / "benchmarks" / "runner_loop.c"
+BARE_PYTHON = ROOT / "benchmarks" / "bare_python.py"
 PROGRAMS = ("loop", "runner", "agent")
 ROUNDS, BATCHES, BATCH_SECONDS = 15, 20, 0.05
 WARMUP_SECONDS = 0.5
@@ -98,11 +100,12 @@ def compare(bundle: Bundle, entry: ModelEntry, runner: Path, folder: Path, round
     ratios = [ours / loops for ours, loops in zip(medians["runner"], medians["loop"], strict=True)]
     weighed = {**job, "mode": "memory"}
     peaks = {program: run_agent(program, runner, library, weighed, folder)["memory"]["peak_bytes"] for program in ("runner", "agent")}
-    bare = run_loop(loop, job, 1, 0, 1)["peak_bytes"]
+    bare = {"loop": run_loop(loop, job, 1, 0, 1)["peak_bytes"], "python": peak_of_python(bundle.path(entry), text)}
+    own = {"runner": peaks["runner"] - bare["loop"], "agent": peaks["agent"] - bare["python"]}
     return {
         "file": entry.file, "tokens": len(text), "latency_ms": {program: round(statistics.median(ms), 5) for program, ms in medians.items()},
         "ratios": [round(ratio, 4) for ratio in ratios], "runner_ratio": round(statistics.median(ratios), 4),
-        "peak_bytes": {"loop": bare, **peaks}, "own_memory_mb": {program: round((peak - bare) / 1e6, 2) for program, peak in peaks.items()},
+        "peak_bytes": {**bare, **peaks}, "own_memory_mb": {program: round(more / 1e6, 2) for program, more in own.items()},
     }  # fmt: skip
 
 
@@ -128,6 +131,11 @@ def run_loop(loop: Path, job: dict[str, Any], warmup: int, batches: int, inferen
     return json.loads(done.stdout)
 
 
+def peak_of_python(model: Path, ids: list[int]) -> int:
+    command = [sys.executable, str(BARE_PYTHON), str(model), ",".join(map(str, ids))]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def run_agent(program: str, runner: Path, library: Path, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     if program == "runner":
         command = [str(runner), *runner_arguments(job, library)]
@@ -148,7 +156,7 @@ def checks(figures: dict[str, Any]) -> list[dict[str, Any]]:
     listed = []
     for row in figures["files"]:
         listed.append((f"{row['file']}: runner's latency off the loop's", abs(row["runner_ratio"] - 1), MOST_DIFFERENCE))
-        listed.append((f"{row['file']}: runner's own memory, MB", row["own_memory_mb"]["runner"], MOST_MEMORY_MB))
+        listed += [(f"{row['file']}: {program}'s own memory, MB", more, MOST_MEMORY_MB) for program, more in row["own_memory_mb"].items()]
     return [{"what": what, "value": value, "bound": "<=", "mark": mark, "ok": value <= mark} for what, value, mark in listed]
 
 

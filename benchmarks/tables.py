@@ -133,10 +133,13 @@ def methods_table(figures: dict[str, Any]) -> str:
         f"{machine['cpu']} ({machine['cores']} cores); one seed. Written by `make bench-methods` to `results/methods.json`, with every option."
     )]  # fmt: skip
     lines += ["", widths_sentence(figures["widths"])]
-    missed = [check for check in figures["checks"] if not check["ok"]]
-    if missed:
-        lines += ["", "Marks that were missed: " + "; ".join(f"{c['what']} is {c['value']:.3g} ({c['bound']} {c['mark']:g})" for c in missed) + "."]
-    return "\n".join(lines)
+    return "\n".join([*lines, *missed_marks(figures["checks"])])
+
+
+def missed_marks(checks: list[dict[str, Any]]) -> list[str]:
+    """A paragraph with the marks that were missed; none if all hold."""
+    missed = [f"{one['what']} is {one['value']:.3g} ({one['bound']} {one['mark']:g})" for one in checks if not one["ok"]]
+    return ["", f"Marks that were missed: {'; '.join(missed)}."] if missed else []
 
 
 def widths_sentence(widths: list[dict[str, Any]]) -> str:
@@ -150,6 +153,60 @@ def widths_sentence(widths: list[dict[str, Any]]) -> str:
         }
         parts.append(f"{name} {above['multiples of 8']:+.1f} % for other multiples of 8, {above['odd ones']:+.1f} % for odd ones")
     return f"FFN widths between {widths[0]['width']} and {widths[-1]['width']} against the line through multiples of 16: {'; '.join(parts)}."
+
+
+def boards_table(figures: dict[str, Any]) -> str:
+    """Every file on every emulated processor, and how long the virtual board took."""
+    lines = [
+        "| emulated processor | file | worst difference of a logit | same answers | accuracy there, % | here, % | M instructions per text |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for target in figures["emulated"]["targets"]:
+        counts = {row["file"]: row["total_per_text"] for row in target["instructions"]}
+        for row in target["agreement"]:
+            worst = "same bits" if row["same_bits"] else f"{row['worst_difference']:.2g}"
+            lines.append(
+                f"| {target['name']} | {row['file']} | {worst} | {row['same_answers']} of {row['texts']} | {row['accuracy_percent']:.1f} | "
+                f"{row['accuracy_here_percent']:.1f} | {counts[row['file']] / 1e6:.1f} |"
+            )
+    seconds = figures["virtual_machine"]["seconds"]
+    parts = ", ".join(f"{step.replace('_', ' ')} {taken:.0f}" for step, taken in seconds.items() if step != "all")
+    lines += ["", (
+        f"Real CLINC150 texts; instructions of the median text, which are no time. A virtual arm64 board made from nothing proved two files "
+        f"over SSH and ADB in {seconds['all']:.0f} seconds ({parts}). Written by `make bench-boards` to `results/boards.json`."
+    )]  # fmt: skip
+    return "\n".join([*lines, *missed_marks(figures["checks"])])
+
+
+def runner_table(figures: dict[str, Any]) -> str:
+    """The runner against a loop in C, file by file."""
+    lines = [
+        "| file | C loop, ms | our runner | Python agent | runner against loop | own memory of the runner, MB | of the agent |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in figures["files"]:
+        ms, own = row["latency_ms"], row["own_memory_mb"]
+        lines.append(
+            f"| {row['file']} | {ms['loop']:.4f} | {ms['runner']:.4f} | {ms['agent']:.4f} | {row['runner_ratio']:.3f}x | {own['runner']:.1f} | "
+            f"{own['agent']:.1f} |"
+        )
+    lines += ["", (
+        f"Median of {figures['rounds']} interleaved rounds, one text, one thread, {figures['machine']['cpu']}. Own memory is on top of the runtime "
+        f"in a bare loop of the same language. The runner has {figures['runner_bytes'] / 1e3:.0f} kB. Written by `make bench-runner` to "
+        f"`results/runner.json`."
+    )]  # fmt: skip
+    return "\n".join([*lines, *missed_marks(figures["checks"])])
+
+
+def comparison_sentence(figures: dict[str, Any]) -> str:
+    """How often a comparison was right."""
+    same, planted = figures["same"], figures["planted"]
+    told = (
+        f"Of {same['of']} comparisons of a file with itself, {same['right']} said *no difference seen*; of "
+        f"{planted['of']} with an agent that really takes a tenth longer, {planted['right']} said *slower* (tier {figures['tier']}, "
+        f"{figures['texts']} texts, {figures['file']}, {figures['machine']['cpu']}). Written by `make bench-comparison` to `results/comparison.json`."
+    )
+    return "\n".join([told, *missed_marks(figures["checks"])])
 
 
 def insert(text: str, marker: str, content: str) -> str:
@@ -176,7 +233,10 @@ def filled(text: str) -> str:
     return text
 
 
-TABLES = {"clinc150.json": clinc150_table, "files.json": files_table, "methods.json": methods_table, "peers.json": peers_table}
+TABLES = {
+    "clinc150.json": clinc150_table, "files.json": files_table, "methods.json": methods_table, "peers.json": peers_table,
+    "boards.json": boards_table, "runner.json": runner_table, "comparison.json": comparison_sentence,
+}  # fmt: skip
 """A file in ``results/`` -> the table that the README shows of it."""
 
 

@@ -8,6 +8,7 @@ What this does not do: decide whether a difference is real; tokenize; choose tex
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +22,15 @@ import numpy as np
 from device_bench.agent.agent import latency_summary, milliseconds
 from device_bench.targets import OutOfMemory, Target
 from device_bench.texts import write_texts
-from runtimes.errors import BadInput, IntegrityError, PocketbertError
+from runtimes.errors import BadInput, IntegrityError, PocketbertError, TargetUnreachable
 from runtimes.session import SessionOptions
 
 WARMUP = {"window": 16, "tolerance": 0.05, "max_seconds": 2.0}
 LENGTH_INFERENCES = 100
 """Least inferences per round at a fixed length, where one is like the other; of real texts, each is to run once."""
+
+
+KEPT_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,12 @@ class Candidate:
         format: "onnx" or "tflite".
         file: its name in its bundle; "" if it comes from elsewhere.
         id_lists: the texts to run, as token ids of *its* tokenizer, in an order in which every stretch is a fair mix.
-        golden_logits: float32 [G, C], what the first G texts give; None if nothing proves the outputs right.
+        golden_logits: float32 [G, C], what the golden texts give; None if nothing proves the outputs right.
         tolerance: largest |difference| from the golden logits.
         baseline: the others are compared with this one.
         session: how the runtime is to run it, but for the threads.
         threads: thread counts for this one; those of the measurement if None.
+        golden_ids: the G golden texts, as ids; the first G of ``id_lists`` if None.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Candidate:
     baseline: bool = False
     session: SessionOptions = field(default_factory=SessionOptions)
     threads: Sequence[int] | None = None
+    golden_ids: Sequence[Sequence[int]] | None = None
 
 
 def measure(
@@ -93,6 +99,7 @@ def measure(
     text_inferences: int = 1,
     care: Care = Care(),
     refused: Callable[[Candidate, PocketbertError], None] | None = None,
+    stopped: Callable[[PocketbertError], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Latency of every candidate at every thread count, for real texts and fixed lengths, and memory at one thread.
 
@@ -104,15 +111,16 @@ def measure(
         say: is told what runs now.
         cores: pin to these, or to the "big" or "little" ones; None leaves it to the system.
         memory: whether to measure memory too.
-        keep_samples: whether rows carry every sample.
+        keep_samples: whether rows carry samples, at most about :data:`KEPT_SAMPLES` of a round.
         length_inferences: the least inferences per round at a fixed length.
         text_inferences: the least inferences per round on texts; every text runs at least once anyway.
         refused: is told which candidate cannot be measured and why, and the others go on; without it the first one ends all.
+        stopped: is told why the target was lost, and what it gave before is returned; without it that is lost too.
 
     Returns:
         One dict per candidate, thread count and case, in that order, with: name, file, baseline, target, runtime, threads,
         case ("texts" or "length"), length (tokens, None for texts), tokens_mean, count, p50_ms, p90_ms, p99_ms, mean_ms,
-        min_ms, quantiles_ms (percentiles 0..100), round_p50_ms, round_samples_ms (every sample of every round in order, if kept),
+        min_ms, quantiles_ms (percentiles 0..100), round_p50_ms, round_samples_ms (samples of every round in order, if kept),
         noise ((max - min) / median of round_p50_ms, None for one round), warmup_stable (in every round), load_ms and
         first_inference_ms (medians of the rounds), memory (baseline_bytes, peak_bytes, model_bytes, pss_bytes; from a run of
         its own; None if not measured), conditions (``before`` the first round, ``after`` the last).
@@ -129,7 +137,7 @@ def measure(
     footprints: dict[int, dict[str, Any]] = {}
     answers: dict[tuple[int, int], list[dict[str, Any]]] = {}
     with TemporaryDirectory(prefix="pocketbert-bench-") as folder:
-        jobs = {index: _job(candidate, Path(folder) / str(index), cores) for index, candidate in enumerate(candidates)}
+        jobs = {index: job_of(candidate, Path(folder) / str(index), cores) for index, candidate in enumerate(candidates)}
 
         def run(index: int, job: dict[str, Any]) -> dict[str, Any] | None:
             """The answer, or None for a candidate that is refused and takes no further part."""
@@ -145,31 +153,42 @@ def measure(
             thermostat.note(answer)
             return answer
 
-        for index in list(jobs) if memory else ():
-            say(f"{target.name}: {candidates[index].name}: memory")
-            answer = run(index, {**jobs[index], "mode": "memory", "threads": 1})
-            if answer is not None:
-                footprints[index] = answer["memory"]
-        round_number = 0
-        while round_number < rounds or (round_number < rounds + care.extra_rounds and _unsteady(answers, care.max_noise)):
-            round_number += 1
-            for count in counts:
-                for index in list(jobs):
-                    if count not in _threads(candidates[index], threads):
-                        continue
-                    say(f"{target.name}: {candidates[index].name}: round {round_number}/{max(rounds, round_number)}, threads {count}")
-                    least = max(text_inferences, len(candidates[index].id_lists))
-                    answer = run(index, {**jobs[index], **plan, "min_inferences": least, "threads": count})
-                    if answer is not None:
-                        answers.setdefault((index, count), []).append(answer)
+        def run_all() -> None:
+            for index in list(jobs) if memory else ():
+                say(f"{target.name}: {candidates[index].name}: memory")
+                answer = run(index, {**jobs[index], "mode": "memory", "threads": 1})
+                if answer is not None:
+                    footprints[index] = answer["memory"]
+            round_number = 0
+            while round_number < rounds or (round_number < rounds + care.extra_rounds and _unsteady(answers, care.max_noise)):
+                round_number += 1
+                for count in counts:
+                    for index in list(jobs):
+                        if count not in _threads(candidates[index], threads):
+                            continue
+                        of = f"round {round_number}/{max(rounds, round_number)}, threads {count}"
+                        say(f"{target.name}: {candidates[index].name}: {of}")
+                        least = max(text_inferences, len(candidates[index].id_lists))
+                        answer = run(index, {**jobs[index], **plan, "min_inferences": least, "threads": count})
+                        if answer is not None:
+                            answers.setdefault((index, count), []).append(answer)
+
+        try:
+            run_all()
+        except TargetUnreachable as error:
+            if stopped is None:
+                raise
+            stopped(error)
     return [
         {
             "name": candidates[index].name, "file": candidates[index].file, "baseline": candidates[index].baseline, "target": target.name,
-            "threads": count, "memory": footprints.get(index), **_merge_rounds(answers[index, count], case, keep_samples),
+            "threads": count, "memory": footprints.get(index),
+            **_merge_rounds(answers[index, count], case, keep_samples, len(candidates[index].id_lists)),
         }
         for index in jobs
         for count in _threads(candidates[index], threads)
         for case in range(len(plan["cases"]))
+        if (index, count) in answers
     ]  # fmt: skip
 
 
@@ -215,7 +234,7 @@ def _threads(candidate: Candidate, threads: Sequence[int]) -> Sequence[int]:
     return threads if candidate.threads is None else candidate.threads
 
 
-def _merge_rounds(answers: list[dict[str, Any]], case: int, keep_samples: bool) -> dict[str, Any]:
+def _merge_rounds(answers: list[dict[str, Any]], case: int, keep_samples: bool, texts: int) -> dict[str, Any]:
     """One case of one candidate at one thread count: the samples of all rounds together."""
     rounds = [answer["cases"][case] for answer in answers]
     samples_ns = [sample for one in rounds for sample in one["samples_ns"]]
@@ -232,18 +251,27 @@ def _merge_rounds(answers: list[dict[str, Any]], case: int, keep_samples: bool) 
         "load_ms": round(statistics.median(answer["load_ms"] for answer in answers), 5),
         "first_inference_ms": round(statistics.median(answer["first_inference_ms"] for answer in answers), 5),
         "conditions": {**answers[0]["conditions"], "after": answers[-1]["conditions"]["after"]},
-        **({"round_samples_ms": [[milliseconds(sample) for sample in one["samples_ns"]] for one in rounds]} if keep_samples else {}),
+        **({"round_samples_ms": [_thinned(one["samples_ns"], texts if one["case"] == "texts" else 1) for one in rounds]} if keep_samples else {}),
     }
 
 
-def _job(candidate: Candidate, folder: Path, cores: Sequence[int] | str | None) -> dict[str, Any]:
-    """The keys of a job that stay the same in every run of ``candidate``, with its arrays saved in ``folder``."""
-    folder.mkdir()
+def _thinned(samples_ns: list[int], texts: int) -> list[float]:
+    """Whole passes over the texts, evenly over the round, so that sample i is of text ``i % texts`` in every round."""
+    passes = max(1, len(samples_ns) // texts)
+    step = math.ceil(passes * texts / KEPT_SAMPLES)
+    kept = [sample for start in range(0, passes, step) for sample in samples_ns[start * texts : (start + 1) * texts]]
+    return [milliseconds(sample) for sample in kept]
+
+
+def job_of(candidate: Candidate, folder: Path, cores: Sequence[int] | str | None) -> dict[str, Any]:
+    """The keys of a job that stay the same in every run of ``candidate``, with its texts saved in ``folder``."""
+    folder.mkdir(exist_ok=True)
     inputs, golden = folder / "inputs.texts", None
     write_texts(inputs, candidate.id_lists)
     if candidate.golden_logits is not None:
         golden = folder / "golden.texts"
-        write_texts(golden, candidate.id_lists[: len(candidate.golden_logits)], candidate.golden_logits)
+        golden_ids = candidate.id_lists[: len(candidate.golden_logits)] if candidate.golden_ids is None else candidate.golden_ids
+        write_texts(golden, golden_ids, candidate.golden_logits)
     return {
         "model": str(candidate.path), "format": candidate.format, "cores": cores if cores is None or isinstance(cores, str) else list(cores),
         "inputs": str(inputs), "golden": None if golden is None else str(golden), "tolerance": candidate.tolerance,
@@ -257,8 +285,9 @@ def _check_plan(candidates: Sequence[Candidate], threads: Sequence[int], lengths
     for candidate in candidates:
         if not candidate.id_lists:
             raise BadInput(f"{candidate.name}: no texts to measure it with")
-        if candidate.golden_logits is not None and not 0 < len(candidate.golden_logits) <= len(candidate.id_lists):
-            raise BadInput(f"{candidate.name}: {len(candidate.golden_logits)} golden logits for {len(candidate.id_lists)} texts")
+        golden_texts = len(candidate.id_lists if candidate.golden_ids is None else candidate.golden_ids)
+        if candidate.golden_logits is not None and not 0 < len(candidate.golden_logits) <= golden_texts:
+            raise BadInput(f"{candidate.name}: {len(candidate.golden_logits)} golden logits for {golden_texts} texts")
     for counts in (threads, *(candidate.threads for candidate in candidates if candidate.threads is not None)):
         if not counts or len(set(counts)) != len(counts):
             raise BadInput(f"threads: {list(counts)} must be one or more different counts")

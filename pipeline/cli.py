@@ -6,20 +6,17 @@ by Ctrl-C. Heavy libraries are imported inside the commands that need them, so t
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
-import os
 import sys
 import textwrap
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from runtimes.errors import BadInput, PocketbertError
+from pipeline.cli_devices import register
+from pipeline.console import AsJson, guarded, print_json, quieten_libraries
+from runtimes.errors import BadInput
 
 app = typer.Typer(
     name="pocketbert", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -28,50 +25,12 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look at, or empty, the cache of finished stages.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 CacheFolder = Annotated[Optional[Path], typer.Option("--cache", help="Cache folder; POCKETBERT_CACHE or ~/.cache/pocketbert otherwise.")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder, or the folder a run published into.")]
 
 
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn errors into one clear line and the exit code that belongs to them."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
-        except PocketbertError as error:
-            _fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            _fail("stopped; finished stages and the last checkpoint are kept, the same command goes on from there", 130)
-        except BrokenPipeError:
-            # The reader of our output has gone (| head); what is left in the buffer has nowhere to go.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise
-            place = f" ({error.filename})" if error.filename else ""
-            _fail(f"{error.strerror}{place}; finished stages and the last checkpoint are kept, the same command goes on from there", 2)
-        except ModuleNotFoundError as error:
-            extra = "demo" if error.name and error.name.startswith("gt_") else "train"
-            _fail(f"{error.name} is not installed, and this command needs it; pip install 'pocketbert[{extra}]'", 2)
-
-    return run
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
 @app.command()
-@_guarded
+@guarded
 def run(
     recipe: Annotated[str, typer.Argument(help="A preset (demo, clinc150) or a TOML file.")],
     out: Annotated[Optional[Path], typer.Option("--out", help="Where the ledger, the report and the bundle go; out/NAME otherwise.")] = None,
@@ -85,7 +44,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Run a recipe: from a pretrained model to a verified bundle, with a table of what every stage cost and bought."""
-    _quieten_libraries()
+    quieten_libraries()
     from pipeline import processes
     from pipeline.cache import Cache
     from pipeline.engine import run as run_recipe
@@ -100,7 +59,7 @@ def run(
     if processes.rank() > 0:
         return
     if as_json:
-        _print_json(ledger.as_dict())
+        print_json(ledger.as_dict())
         return
     print_table(ledger.as_dict())
     print(f"\nreport  {target / 'report.html'}")
@@ -110,7 +69,7 @@ def run(
 
 
 @app.command()
-@_guarded
+@guarded
 def verify(bundle: BundleFolder, as_json: AsJson = False) -> None:
     """Check a bundle: checksums, then golden cases on every runtime that is installed here."""
     from dataclasses import asdict
@@ -119,7 +78,7 @@ def verify(bundle: BundleFolder, as_json: AsJson = False) -> None:
 
     files, checks = verify_bundle(bundle)
     if as_json:
-        _print_json({"files": files, "models": [asdict(check) for check in checks]})
+        print_json({"files": files, "models": [asdict(check) for check in checks]})
         return
     print(f"{files} files match their checksums")
     for check in checks:
@@ -132,7 +91,7 @@ def verify(bundle: BundleFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-@_guarded
+@guarded
 def predict(
     bundle: BundleFolder,
     text: Annotated[Optional[str], typer.Argument(help="A text; lines of standard input if left out.")] = None,
@@ -158,38 +117,44 @@ def predict(
 
 
 @app.command()
-@_guarded
+@guarded
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or a bundle, or a ledger.json.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or a bundle, a ledger.json, or what bench --out wrote.")],
     html: Annotated[Optional[Path], typer.Option("--html", help="Write the page here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the ledger of a run as a table, or write it as one HTML page."""
-    from pipeline.report import print_table, write_report
-
+    """Show the ledger of a run, or the measurements of a bench, as a table, or write them as one HTML page."""
     places = [folder, folder / "ledger.json", folder / "report" / "ledger.json"]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise BadInput(f"{folder}: no ledger.json there")
     try:
-        ledger = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"{path}: not JSON: {error}") from error
-    if not isinstance(ledger, dict) or "stages" not in ledger:
-        raise BadInput(f"{path}: not a ledger")
-    if html is not None:
-        write_report(ledger, html)
-    if as_json:
-        _print_json(ledger)
+    if isinstance(document, dict) and str(document.get("format")).startswith("pocketbert bench"):
+        from device_bench.comparison import read_bench
+        from pipeline.bench_report import print_bench as print_table
+        from pipeline.bench_report import write_bench_report as write_report
+
+        document = read_bench(path)
+    elif isinstance(document, dict) and "stages" in document:
+        from pipeline.report import print_table, write_report
     else:
-        print_table(ledger)
+        raise BadInput(f"{path}: neither a ledger nor measurements of pocketbert bench")
+    if html is not None:
+        write_report(document, html)
+    if as_json:
+        print_json(document)
+    else:
+        print_table(document)
 
 
 @app.command()
-@_guarded
+@guarded
 def methods(name: Annotated[Optional[str], typer.Argument(help="Show one in full.")] = None, as_json: AsJson = False) -> None:
     """List the stages that a recipe can use, with paper, options and what they do to size and speed."""
-    _quieten_libraries()
+    quieten_libraries()
     from pipeline.methods.catalogue import describe, one_line
     from pipeline.registry import stage_class, stage_names
 
@@ -200,7 +165,7 @@ def methods(name: Annotated[Optional[str], typer.Argument(help="Show one in full
         near = difflib.get_close_matches(name, stage_names(), n=1)
         raise BadInput(f"methods: unknown stage {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if as_json:
-        _print_json([describe(stage_class(n)) for n in names])
+        print_json([describe(stage_class(n)) for n in names])
     elif name is None:
         for n in names:
             print(one_line(stage_class(n)))
@@ -218,7 +183,7 @@ def methods(name: Annotated[Optional[str], typer.Argument(help="Show one in full
 
 
 @app.command()
-@_guarded
+@guarded
 def init(
     path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.toml"),
     preset: Annotated[str, typer.Option("--preset", help="The preset to start from.")] = "clinc150",
@@ -235,14 +200,14 @@ def init(
 
 
 @cache_app.command("list")
-@_guarded
+@guarded
 def cache_list(cache: CacheFolder = None, as_json: AsJson = False) -> None:
     """List finished stages."""
     from pipeline.cache import Cache
 
     entries = Cache(cache).entries()
     if as_json:
-        _print_json(entries)
+        print_json(entries)
         return
     for entry in entries:
         print(f"{entry['key'][:12]}  {entry['stage']:<22} {entry['seconds']:8.1f} s  {entry['bytes'] / 1e6:8.1f} MB")
@@ -250,7 +215,7 @@ def cache_list(cache: CacheFolder = None, as_json: AsJson = False) -> None:
 
 
 @cache_app.command("clear")
-@_guarded
+@guarded
 def cache_clear(cache: CacheFolder = None) -> None:
     """Remove everything from the cache."""
     from pipeline.cache import Cache
@@ -258,16 +223,7 @@ def cache_clear(cache: CacheFolder = None) -> None:
     print(f"{Cache(cache).clear() / 1e6:.1f} MB freed")
 
 
-def _quieten_libraries() -> None:
-    """Keep libraries from printing over our own output, and from opening connections. Set before they are imported."""
-    for name, value in {
-        "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
-        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }.items():  # fmt: skip
-        os.environ.setdefault(name, value)
-    for name in ("torchao", "torch.utils._pytree"):  # what they warn of at import concerns nobody who runs a recipe
-        logging.getLogger(name).setLevel(logging.ERROR)
-
+register(app)
 
 if __name__ == "__main__":
     app()

@@ -94,11 +94,10 @@ def result_rows(ledger: dict[str, Any]) -> list[dict[str, Any]]:
     """The ledger as the rows a person reads: each model or file once, with its latency where it was measured.
 
     Columns: stage, name, seconds of the stage, unique_params, size_bytes, validation and test accuracy (per cent),
-    p50_ms per real text on one thread, speedup against the baseline in the same run.
+    p50_ms per real text on one thread of the place that was measured first, speedup against the baseline there.
     """
-    measured = {
-        m["name"]: m for r in ledger["stages"] for m in r["measurements"] if m["case"] == "texts" and m["threads"] == 1
-    }
+    texts = [m for r in ledger["stages"] for m in r["measurements"] if m["case"] == "texts" and m["threads"] == 1]
+    measured = {m["name"]: m for m in texts if m["target"] == texts[0]["target"]}
     baseline = next((m["p50_ms"] for m in measured.values() if m["baseline"]), None)
     rows = []
     for record in ledger["stages"]:

@@ -12,17 +12,14 @@ the same target, the first that was measured; every target has plots of its own.
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unicodedata import east_asian_width
 
-import jinja2
-
+from pipeline.drawing import NARROW, WIDE, Box, clip, fixed, render, short, text_width
 from pipeline.ledger import result_rows, teacher
 from pipeline.progress import clock
 
@@ -33,19 +30,13 @@ COLUMNS = {
     "stage": "stage", "what": "what", "params": "params M", "size": "size MB", "validation": "val %", "test": "test %",
     "p50": "p50 ms", "speedup": "speed-up", "seconds": "seconds",
 }  # fmt: skip
-WIDE, NARROW = 940, 360  # plot widths in pixels, for desks and for phones
 TALLEST = 4000  # pixels that a plot may grow to for the sake of its labels
 UNBOUNDED = 100_000  # columns of a pipe
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def write_report(ledger: dict[str, Any], path: Path) -> None:
     """Write the page for ``ledger`` (the content of ``ledger.json``) to ``path``."""
-    loader = jinja2.PackageLoader("pipeline", "")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"fixed": fixed, "short": short, "typeset": typeset}
-    path.write_text(environment.get_template("report.html.j2").render(view(ledger)), encoding="utf-8", newline="\n")
+    path.write_text(render("report.html.j2", view(ledger)), encoding="utf-8", newline="\n")
 
 
 def table_lines(ledger: dict[str, Any]) -> list[str]:
@@ -312,30 +303,3 @@ def _first(values: Iterable[Any]) -> Any:
 
 def _format(file: str | None) -> str:
     return {"tflite": "TFLite", "onnx": "ONNX"}.get(file.rpartition(".")[2], "file") if file else "PyTorch"
-
-
-def fixed(value: float | None, digits: int, divisor: float = 1, suffix: str = "") -> str:
-    """A figure of a column: so many decimals, a dash where it is unknown."""
-    return "-" if value is None else f"{value / divisor:.{digits}f}{suffix}"
-
-
-def short(value: float) -> str:
-    """A figure in a sentence, without false precision: 118, 90.5, 2.4, 0.241."""
-    return f"{value:.{0 if value >= 100 else 1 if value >= 1 else 3}f}"
-
-
-def typeset(text: str) -> str:
-    """Figures as a page sets them: true minus, times sign, en dash for the unknown."""
-    return "–" if text == "-" else re.sub(r"(?<=\d)x\b", "×", re.sub(r"(?<![\w.-])-(?=\d)", "−", text))
-
-
-def text_width(text: str, size: float) -> float:
-    """Pixels that a text needs at most in any usual sans-serif face."""
-    known = dict.fromkeys("mwMW%@…", 1.05) | dict.fromkeys(" .,:;·'|ijl", 0.4)
-    return size * sum(known.get(c, 1.05 if east_asian_width(c) in "WF" else 0.82 if c.isupper() else 0.66) for c in text)
-
-
-def clip(text: str, size: float, room: float) -> str:
-    """``text``, cut in the middle where it needs more than ``room`` pixels: names that look alike differ at their ends."""
-    cuts = (text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :] for keep in range(len(text) - 1, -1, -1))
-    return text if text_width(text, size) <= room else next(cut for cut in cuts if text_width(cut, size) <= room)

@@ -55,6 +55,8 @@ class Target(Protocol):
     name: str
     emulated: bool
     """Time there says nothing about a device: only outputs and instruction counts do."""
+    counts_instructions: bool
+    """Mode count answers with ``instructions``, one object per text."""
 
     def info(self) -> dict[str, Any]:
         """``conditions`` of the place and the ``formats`` it can run.
@@ -72,6 +74,9 @@ class Target(Protocol):
             OutOfMemory: the kernel there killed the job.
             TargetUnreachable: no answer in time, or one that is not the agent's; its process was killed.
         """
+
+    def stop(self) -> None:
+        """End what runs now, from another thread; :meth:`run` there raises."""
 
     def __enter__(self) -> Target: ...
 
@@ -96,6 +101,7 @@ class RemoteTarget(ABC):
 
     name: str
     emulated: bool = False
+    counts_instructions: bool = False
     deadline_s: float = DEADLINE_S
     grace_s: float = GRACE_S
 
@@ -149,10 +155,14 @@ class RemoteTarget(ABC):
     # --- the job ------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> RemoteTarget:
+        self._sent.clear()  # of an earlier connection
         self.folder = self.connect()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.disconnect()
+
+    def stop(self) -> None:
         self.disconnect()
 
     def info(self) -> dict[str, Any]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from device_bench.targets.base import AGENT, DEADLINE_S, FILE_KEYS, GRACE_S, OUTPUT_KEY, parse_answer
-from runtimes.errors import BadInput, TargetUnreachable
+from device_bench.targets.child import Child
+from runtimes.errors import BadInput
 
 # What a child needs to find the packages its parent has; thread counts and other knobs of runtimes stay out.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
@@ -46,12 +45,17 @@ class LocalTarget:
     python: str = sys.executable
     memory_cap_bytes: int | None = None
     emulated: bool = False
+    counts_instructions: bool = False
+    _child: Child = field(default_factory=Child, init=False, repr=False, compare=False)
 
     def __enter__(self) -> LocalTarget:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Nothing stays behind: every job cleans up after itself."""
+
+    def stop(self) -> None:
+        self._child.stop()
 
     def info(self) -> dict[str, Any]:
         return self.run({"mode": "info"})
@@ -61,25 +65,10 @@ class LocalTarget:
         with tempfile.TemporaryDirectory(prefix="pocketbert-job-") as folder, self._capped() as group:
             job_file = Path(folder) / "job.json"
             job_file.write_text(json.dumps(job), encoding="utf-8")
-            exit_code, stdout, stderr = self._run_child(_joining(group, [self.python, str(self.agent), str(job_file)]), folder, job["deadline_s"])
-        return parse_answer(self.name, exit_code, stdout, stderr)
-
-    def _run_child(self, command: list[str], folder: str, deadline_s: float) -> tuple[int, str, str]:
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, encoding="utf-8", errors="replace", start_new_session=True,
-        )  # fmt: skip
-        with process:
-            try:
-                stdout, stderr = process.communicate(timeout=deadline_s + self.grace_s)
-            except subprocess.TimeoutExpired as error:
-                _kill_group(process)
-                raise TargetUnreachable(f"{self.name}: no answer within {deadline_s + self.grace_s:g} s; the agent was killed") from error
-            except BaseException:  # Ctrl-C does not reach the child's session by itself
-                _kill_group(process)
-                raise
-        return process.returncode, stdout, stderr
+            command = _joining(group, [self.python, str(self.agent), str(job_file)])
+            environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+            done = self._child.run(self.name, command, folder, environment, job["deadline_s"] + self.grace_s)
+        return parse_answer(self.name, *done)
 
     def _capped(self) -> Any:
         return nullcontext() if self.memory_cap_bytes is None else _memory_group(self.memory_cap_bytes)
@@ -134,8 +123,3 @@ def _joining(group: Path | None, command: list[str]) -> list[str]:
 def _absolute(job: dict[str, Any]) -> dict[str, Any]:
     """``job`` with absolute paths, because the child runs in another folder."""
     return {**job, **{key: str(Path(job[key]).absolute()) for key in (*FILE_KEYS, OUTPUT_KEY) if job.get(key) is not None}}
-
-
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()

@@ -1,4 +1,4 @@
-"""Measure latency and memory of every file, and of the teacher in ONNX Runtime fp32 in the same run."""
+"""Measure latency and memory of every file, and of the teacher in ONNX Runtime fp32 in the same run, on every place named."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from device_bench.lab import open_target, parse_places
 from device_bench.measurement import Candidate, measure
-from device_bench.targets import LocalTarget, all_threads
+from device_bench.targets import all_threads
 from pipeline.ledger import teacher
 from pipeline.stage import Context, Stage
 from pipeline.stages.tune import GOLDEN_TEXTS, agent_tolerance, all_logits, tuned_files, tuned_session
@@ -30,7 +31,7 @@ class Bench(Stage):
     effect: ClassVar[str] = "Numbers."
 
     on: list[str] = ["local"]
-    """Where to measure; ``local`` is this machine."""
+    """Where to measure, as on the command line: ``local``, ``ssh:USER@HOST``, ``adb:SERIAL``, ``@lab.toml``."""
     texts: int = Field(1000, ge=1)
     """Test texts to run, drawn with the recipe's seed."""
     rounds: int = Field(3, ge=1)
@@ -41,17 +42,20 @@ class Bench(Stage):
     """Fixed lengths in tokens; those above the task's max_length are left out."""
 
     def run(self, context: Context) -> None:
-        unknown = [name for name in self.on if name != "local"]
-        if unknown:
-            raise BadInput(f"bench.on: unknown target {unknown[0]!r}; known is local")
+        places = parse_places(",".join(self.on))
+        emulated = [place.on for place in places if place.kind == "qemu" or place.emulated]
+        if emulated:
+            raise BadInput(f"bench.on: {emulated[0]} is emulated and has no time to measure; pocketbert bench counts its instructions")
         tuned = tuned_files(context)
         candidates = [self._candidate(context, *item, tuned_session(tuned, item[2])) for item in self._files(context)]
         lengths = [n for n in self.lengths if n <= context.task.max_length]
-        for name in self.on:
-            context.measurements += measure(
-                candidates, LocalTarget(name), threads=sorted({1, all_threads()}), lengths=lengths, rounds=self.rounds,
-                min_seconds=self.min_seconds, say=context.progress.say,
-            )  # fmt: skip
+        for place in places:
+            threads = place.threads or sorted({1, all_threads()} if place.kind == "local" else {1})
+            with open_target(place, context.progress.say) as target:
+                context.measurements += measure(
+                    candidates, target, threads=threads, lengths=lengths, rounds=self.rounds, min_seconds=self.min_seconds,
+                    say=context.progress.say, cores=place.cores,
+                )  # fmt: skip
 
     def _files(self, context: Context) -> list[tuple[str, Path, str, Path, bool]]:
         """(name in the ledger, file, name in the bundle, tokenizer, whether it is the baseline)."""

@@ -69,7 +69,7 @@ def test_hang_is_killed_with_its_children(target_running, tmp_path):
         f"pathlib.Path({str(pids)!r}).write_text(json.dumps([os.getpid(), child.pid]))\n"
         "time.sleep(300)\n"
     )
-    with pytest.raises(TargetUnreachable, match="local: no answer within 3 s; the agent was killed"):
+    with pytest.raises(TargetUnreachable, match="local: no answer within 3 s; it was killed"):
         target_running(source, deadline_s=3).run({})
     deadline = time.monotonic() + 10
     while not all(is_gone(pid) for pid in json.loads(pids.read_text(encoding="utf-8"))):

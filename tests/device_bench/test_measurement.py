@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from device_bench.agent.agent import latency_summary, read_texts
-from device_bench.measurement import LENGTH_INFERENCES, Candidate, Care, measure
+from device_bench.measurement import KEPT_SAMPLES, LENGTH_INFERENCES, Candidate, Care, _thinned, measure
 from device_bench.targets import LocalTarget
-from runtimes.errors import BadInput, IntegrityError
+from runtimes.errors import BadInput, IntegrityError, TargetUnreachable
 from runtimes.session import SessionOptions
 
 KEYS = {
@@ -28,7 +28,8 @@ class PlaybackTarget:
 
     name = "playback"
 
-    def __init__(self, refuses: str = "", degrees_c: list[float] | None = None) -> None:
+    def __init__(self, refuses: str = "", degrees_c: list[float] | None = None, lost_after: int | None = None) -> None:
+        self.lost_after = lost_after
         self.refuses = refuses
         self.degrees_c = degrees_c
         self.jobs: list[dict] = []
@@ -45,6 +46,8 @@ class PlaybackTarget:
 
     def run(self, job: dict) -> dict:
         arrays = {key: read_texts(job[key]) for key in ("inputs", "golden") if job[key] is not None}
+        if len(self.jobs) == self.lost_after:
+            raise TargetUnreachable("the link broke")
         self.jobs.append({**job, "arrays": arrays})
         if self.refuses and self.refuses in job["model"]:
             raise IntegrityError(f"{job['model']}: golden case 1 differs")
@@ -112,7 +115,16 @@ def test_one_round_says_nothing_about_noise():
 
 def test_samples_are_kept_by_round_when_asked_for():
     first = run(PlaybackTarget(), [candidate("a")], keep_samples=True)[0]
-    assert first["round_samples_ms"] == [[1.0] * 10, [2.0] * 20, [3.0] * 30]
+    assert first["round_samples_ms"] == [[1.0] * 8, [2.0] * 20, [3.0] * 28]  # whole passes over the four texts
+
+
+def test_kept_samples_are_whole_passes_from_all_over_the_round():
+    samples_ns = [(pass_ * 10 + text) * 1_000_000 for pass_ in range(3000) for text in range(4)]
+    kept = _thinned([*samples_ns, 1, 2], 4)
+    assert 512 < len(kept) <= KEPT_SAMPLES
+    assert [int(sample) % 10 for sample in kept] == [0, 1, 2, 3] * (len(kept) // 4)
+    assert kept[0] == 0
+    assert kept[-1] > 29_000
 
 
 def test_a_refused_candidate_takes_no_further_part_and_the_others_go_on():
@@ -138,6 +150,15 @@ def test_waits_for_the_hottest_zone_to_cool_down():
     target = PlaybackTarget(degrees_c=[40.0, 60.0, 50.0, 42.0, 42.0])
     run(target, [candidate("a")], threads=[1], rounds=1, care=Care(cool_down_s=30.0, poll_s=0.0), say=said.append)
     assert [line for line in said if "°C" in line] == ["playback: 60 °C, waiting for 43 °C", "playback: 50 °C, waiting for 43 °C"]
+
+
+def test_what_a_lost_target_gave_before_is_kept():
+    lost = []
+    results = run(PlaybackTarget(lost_after=7), [candidate("a"), candidate("b")], threads=[1], stopped=lambda error: lost.append(str(error)))
+    assert lost == ["the link broke"]
+    assert [(row["name"], len(row["round_p50_ms"])) for row in results if row["case"] == "texts"] == [("a", 3), ("b", 2)]
+    with pytest.raises(TargetUnreachable, match="the link broke"):
+        run(PlaybackTarget(lost_after=7), [candidate("a"), candidate("b")], threads=[1])
 
 
 def test_does_not_wait_for_ever_nor_where_nothing_is_known():

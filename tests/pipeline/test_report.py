@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.report import NARROW, WIDE, conditions, print_table, scatter, short, table_lines, typeset, write_report
+from pipeline.drawing import NARROW, WIDE, short, typeset
+from pipeline.report import conditions, print_table, scatter, table_lines, write_report
 
 
 def subject(
@@ -283,7 +284,7 @@ def test_small_functions() -> None:
 
 def test_a_plot_without_room_for_its_labels_still_ends():
     """Many bubbles on one spot: a crowded plot, not an endless search for a better one."""
-    from pipeline.report import NARROW, TALLEST, scatter
+    from pipeline.report import TALLEST
 
     point = {"name": "the same place " * 2, "detail": "0.010 ms, 60.0 %, 0.1 MB", "ms": 0.01, "accuracy": 60.0, "size_mb": 1.0}
     plot = scatter([dict(point, name=f"{point['name']}{i}") for i in range(60)], NARROW)
