@@ -170,7 +170,7 @@ def test_float_files_agree(cpu, file, bundle, outputs):
     np.testing.assert_allclose(outputs(path, cpu, FEW), outputs(path, None, FEW), rtol=0, atol=FLOAT_TOLERANCE)
 
 
-@pytest.mark.parametrize("file", [*FLOAT_OF.values(), *FLOAT_OF])
+@pytest.mark.parametrize("file", list(FLOAT_OF))
 def test_golden_cases_hold(file, bundle, aarch64, tmp_path):
     """What ``bench`` checks before it measures anything."""
     model, cases = entry(bundle, file), list(bundle.golden_cases())
