@@ -194,7 +194,7 @@ def _compare(before: dict[str, Any], after: dict[str, Any], allowed: float, juni
         print_json([asdict(comparison) for comparison in comparisons])
     elif not quiet:
         print(as_table(comparisons))
-    unsure = ungated(comparisons, allowed)
+    unsure = [one for one in ungated(comparisons, allowed) if one not in slower]
     if unsure:
         print(f"{len(unsure)} of {len(comparisons)} could not be held to {100 * allowed:g} %: not compared, or too noisy", file=sys.stderr)
     if slower:
