@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from device_bench import board_cache, debian
-from runtimes.errors import BadInput, TargetUnreachable
+from device_bench.wheels import pip_download
+from runtimes.errors import BadInput
 
 PLUGIN_SOURCE = Path(__file__).parent / "agent" / "count_instructions.c"
 CLOCK_SOURCE = Path(__file__).parent / "agent" / "guest_clock.c"
@@ -44,7 +44,6 @@ CACHES = ((1, "Data", "64K"), (1, "Instruction", "64K"), (2, "Unified", "512K"))
 """Of each emulated core: level, kind, size."""
 GUEST_PYTHON = "3.11"  # bookworm's
 QEMU_PACKAGE = "qemu-user"  # 7.2 of bookworm; -static and later suites' packages have no plugins
-_PIP_TIMEOUT_S = 1800.0
 _QEMU_TIMEOUT_S = 300.0
 _QUOTED_CHARACTERS = 600
 
@@ -128,6 +127,8 @@ A64_FEATURES = {
     ).split(),
 }  # fmt: skip
 """The kernel's names of the bits of AT_HWCAP and AT_HWCAP2, from bit 0."""
+SETUP_NAMES = {"aarch64": "qemu", "armv7": "qemu-armv7"}
+"""What ``pocketbert devices setup`` calls them."""
 FIXED_VERSIONS = {"tflite-runtime": "2.14.0"}
 """Runtimes that this machine need not have: the last that was built for Armv7."""
 
@@ -240,7 +241,7 @@ def find(arch: str) -> Emulator:
     emulator = _describe(arch)
     if not (emulator.folder.exists() and emulator.tools.exists() and emulator.system.exists()):
         versions = ", ".join(f"{name} {number}" for name, number in emulator.runtimes.items())
-        raise BadInput(f"qemu: no {arch} emulator with {versions} is set up; say: pocketbert devices setup qemu")
+        raise BadInput(f"qemu: no {arch} emulator with {versions} is set up; say: pocketbert devices setup {SETUP_NAMES[arch]}")
     return emulator
 
 
@@ -312,20 +313,9 @@ def _installed_version(project: str) -> str:
 
 
 def _download_wheel(project: str, number: str, platforms: Sequence[str], folder: Path) -> Path:
-    tags = [option for tag in platforms for option in ("--platform", tag)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    command += ["--implementation", "cp", "--python-version", GUEST_PYTHON, *tags, "--dest", str(folder), f"{project}=={number}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
-        raise TargetUnreachable(f"{project} {number}: no answer from the package index within {_PIP_TIMEOUT_S:g} s; try again") from error
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split())[-_QUOTED_CHARACTERS:]
-        if "No module named pip" in done.stderr:
-            raise BadInput(f"{sys.executable} has no pip, which downloads the runtimes: {sys.executable} -m ensurepip")
-        kind = BadInput if "No matching distribution" in done.stderr and "retrying" not in done.stderr.lower() else TargetUnreachable
-        raise kind(f"{project} {number}: no wheel for {platforms[0]} could be downloaded: {said}")
-    (wheel,) = folder.glob("*.whl")
+    wheel = pip_download(f"{project}=={number}", GUEST_PYTHON, platforms, folder)
+    if wheel is None:
+        raise BadInput(f"{project} {number}: the package index has no wheel for {platforms[0]} and Python {GUEST_PYTHON}")
     return wheel
 
 

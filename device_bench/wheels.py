@@ -113,8 +113,7 @@ def _own_range(project: str) -> str:
 
 def _download(project: str, specifiers: Sequence[str], machine: Machine, folder: Path) -> Path:
     for specifier in specifiers:
-        if _pip(project + specifier, machine.python, machine.tags, folder):
-            (wheel,) = folder.glob("*.whl")
+        if wheel := pip_download(project + specifier, machine.python, machine.tags, folder):
             return wheel
     raise NoWheel(_why_none(project, specifiers[-1], machine, folder))
 
@@ -125,14 +124,18 @@ def _why_none(project: str, specifier: str, machine: Machine, folder: Path) -> s
     if not architecture:
         return f"{asked}: the index has wheels for glibc alone"
     wide = [f"manylinux_2_{number}_{architecture}" for number in range(_NEWEST_GLIBC_TAG, 16, -1)]
-    if _pip(project + specifier, machine.python, wide, folder):
-        (wheel,) = folder.glob("*.whl")
+    if wheel := pip_download(project + specifier, machine.python, wide, folder):
         return f"{asked}: {'-'.join(wheel.name.split('-')[:2])} needs glibc {required_glibc(wheel.name)}"
     return f"{asked}: the index has none for {architecture} and Python {machine.python}"
 
 
-def _pip(requirement: str, python: str, tags: Sequence[str], folder: Path) -> bool:
-    """Download the one wheel that fits best; False if there is none."""
+def pip_download(requirement: str, python: str, tags: Sequence[str], folder: Path) -> Path | None:
+    """The one wheel that fits best, downloaded into the empty ``folder``; None if the index has none.
+
+    Raises:
+        BadInput: this Python has no pip.
+        TargetUnreachable: the package index does not answer.
+    """
     platforms = [option for tag in tags for option in ("--platform", tag)]
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
@@ -143,12 +146,13 @@ def _pip(requirement: str, python: str, tags: Sequence[str], folder: Path) -> bo
     except subprocess.TimeoutExpired as error:
         raise TargetUnreachable(f"{requirement}: no answer from the package index within {_PIP_TIMEOUT_S:g} s; try again") from error
     if done.returncode == 0:
-        return True
+        (wheel,) = folder.glob("*.whl")
+        return wheel
     if "No module named pip" in done.stderr:
         raise BadInput(f"{sys.executable} has no pip, which downloads what boards need: {sys.executable} -m ensurepip")
     # pip says that it found nothing when it could not ask, too, after it has said that it retries.
     if "No matching distribution found" in done.stderr and "retrying" not in done.stderr.lower():
-        return False
+        return None
     raise TargetUnreachable(f"{requirement}: cannot be downloaded: {' '.join(done.stderr.split())[-_QUOTED_CHARACTERS:]}")
 
 

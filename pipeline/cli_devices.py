@@ -134,9 +134,9 @@ def devices_setup(
     what: Annotated[str, typer.Argument(help="qemu: emulated aarch64. qemu-armv7: emulated 32-bit ARM.")],
 ) -> None:
     """Download and build what a kind of target needs, once, into the cache. Opens network connections, as no other command does."""
-    from device_bench.emulator import setup
+    from device_bench.emulator import SETUP_NAMES, setup
 
-    known = {"qemu": "aarch64", "qemu-armv7": "armv7"}
+    known = {name: architecture for architecture, name in SETUP_NAMES.items()}
     if what not in known:
         raise BadInput(f"devices setup: unknown {what!r}; known are {', '.join(known)}")
     setup(known[what], _say)
