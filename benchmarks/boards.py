@@ -2,8 +2,8 @@
 
     python -m benchmarks.boards BUNDLE [--record]      from the project's folder
 
-    emulated  the outputs of 100 CLINC150 texts on three emulated processors against this machine's, and the instructions that
-              sixteen of them take, counted twice
+    emulated  the outputs of 100 CLINC150 texts of the quantized files on three emulated processors against this machine's, and
+              the instructions that sixteen of them take, counted twice
     machine   a virtual arm64 board, made from nothing (nothing is taken from the cache): packages, disk, boot, and two files
               proven on it over SSH by the Python agent and over ADB by the runner in C
 
@@ -22,11 +22,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from device_bench import debian, emulator
-from device_bench.bench import Plan, bench
+from device_bench.bench import EMULATED_TEXTS, Plan, bench
 from device_bench.lab import Place, parse_places
 from device_bench.runner_build import build_runner
 from device_bench.targets import LocalTarget
@@ -64,26 +65,29 @@ def main() -> int:
 
 
 def emulated(bundle: Bundle) -> dict[str, Any]:
-    """Agreement and instructions on every processor, and whether a second count is the same."""
+    """Agreement and instructions of the quantized files on every processor, and whether a second count is the same."""
     rows = load_data(TaskSection(data="clinc150", max_length=bundle.max_length), None).test
     rows = rows[:: len(rows) // TEXTS][:TEXTS]
-    plan = Plan(texts=[row.text for row in rows], answers=[row.label for row in rows])
+    plan = Plan(files=quantized(bundle), texts=[row.text for row in rows], answers=[row.label for row in rows])
     places = parse_places(",".join(f"qemu:{cpu}" for cpu in CPUS))
-    first, second = (bench(bundle, places, plan, say) for _ in range(2))
-    targets = [
-        {key: target[key] for key in ("name", "formats", "error", "refused", "agreement", "instructions")} for target in first["targets"]
-    ]  # fmt: skip
-    precision = {entry.file: entry.precision for entry in bundle.models}
-    for target in targets:
-        target["agreement"] = [{**row, "precision": precision[row["file"]]} for row in target["agreement"]]
-    again = [target["instructions"] for target in second["targets"]]
-    return {"texts": TEXTS, "targets": targets, "counts_repeat": again == [target["instructions"] for target in first["targets"]]}
+    targets = bench(bundle, places, plan, say)["targets"]
+    few = replace(plan, texts=plan.texts[:EMULATED_TEXTS], answers=plan.answers[:EMULATED_TEXTS])
+    again = bench(bundle, places, few, say)["targets"]
+    return {
+        "texts": TEXTS,
+        "targets": [{key: target[key] for key in ("name", "formats", "error", "refused", "agreement", "instructions")} for target in targets],
+        "counts_repeat": [target["instructions"] for target in again] == [target["instructions"] for target in targets],
+    }
+
+
+def quantized(bundle: Bundle) -> list[str]:
+    return [entry.file for entry in bundle.models if entry.precision == "int8"]
 
 
 def virtual_machine(bundle: Bundle) -> dict[str, Any]:
     """Seconds of every step from an empty cache on, and what the two files gave over both ways."""
     seconds: dict[str, float] = {}
-    files = [entry.file for entry in bundle.models if entry.precision != "fp32"][:2]
+    files = quantized(bundle)
     with tempfile.TemporaryDirectory(prefix="pocketbert-boards-") as name, cache_in(Path(name) / "cache"):
         with timed(seconds, "packages"):
             for packages in (vm.board_packages(), vm.adbd_packages(), vm.qemu_packages()):
@@ -120,7 +124,7 @@ def checks(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """The marks, each with its value and whether it holds."""
     emulated, machine = figures["emulated"], figures["virtual_machine"]
     rows = [row for target in emulated["targets"] for row in target["agreement"]]
-    int8 = {kind: [row for row in rows if row["precision"] == "int8" and row["file"].startswith(kind)] for kind in ("onnx", "tflite")}
+    int8 = {kind: [row for row in rows if row["file"].startswith(kind)] for kind in ("onnx", "tflite")}
     proven = [row for target in machine["targets"] for row in target["agreement"]]
     failed = [target["name"] for target in [*emulated["targets"], *machine["targets"]] if target["error"] or target["refused"]]
     far = max(row["worst_difference"] / row["tolerance"] for row in int8["tflite"])
