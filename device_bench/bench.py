@@ -112,7 +112,7 @@ def bench(bundle: Bundle, places: Sequence[Place], plan: Plan, say: Say) -> dict
                 else:
                     _time(target, place, bundle, entries, plan, found, say_safely)
         except PocketbertError as error:
-            say_safely(f"{place.label}: {error}")
+            say_safely(f"{place.label}: {str(error).removeprefix(f'{place.label}: ')}")
             found["error"] = _described(error)
         return found
 
