@@ -31,7 +31,7 @@ from device_bench.bench import EMULATED_TEXTS, Plan, bench
 from device_bench.lab import Place, parse_places
 from device_bench.runner_build import build_runner
 from device_bench.targets import LocalTarget
-from pipeline.recipe import TaskSection
+from pipeline.flow.recipe import TaskSection
 from pipeline.tasks import load_data
 from runtimes.bundle import Bundle, open_bundle
 from tests.boards import vm

@@ -41,12 +41,12 @@ from exporters.onnx_writer import IR_VERSION, OPSET, write_onnx
 from exporters.quant_plan import FLOAT32, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8, tensor_bytes
 from exporters.sensitivity import quantize_within
 from exporters.tflite_writer import write_tflite
-from pipeline.cache import Cache, library_versions
-from pipeline.checkpoint import TOKENIZER
-from pipeline.engine import run
+from pipeline.flow.cache import Cache, library_versions
+from pipeline.flow.engine import run
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+from pipeline.models.checkpoint import TOKENIZER
 from pipeline.models.hub import load_encoder
-from pipeline.progress import Progress
-from pipeline.recipe import load_recipe
 from pipeline.stages.export import file_results, per_cent_right
 from pipeline.tasks import load_data
 from runtimes.backends import load_model

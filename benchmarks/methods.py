@@ -26,15 +26,15 @@ from files import machine
 
 from device_bench.measurement import Candidate, measure
 from device_bench.targets import LocalTarget
-from pipeline.cache import Cache, library_versions
-from pipeline.checkpoint import Checkpoint
-from pipeline.download import LEVEL, compressed_bytes
-from pipeline.engine import run
+from pipeline.flow.cache import Cache, library_versions
+from pipeline.flow.engine import run
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+from pipeline.learning.download import LEVEL, compressed_bytes
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.surgery import encoder_parameters
-from pipeline.progress import Progress
-from pipeline.recipe import load_recipe
 from pipeline.stages.export import DESCRIPTION
 from pipeline.tasks import load_data
 from runtimes.text import TextEncoder

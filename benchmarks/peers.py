@@ -36,7 +36,7 @@ from device_bench.agent.agent import latency_summary
 from device_bench.measurement import WARMUP
 from device_bench.targets import AGENT, LocalTarget
 from device_bench.texts import write_texts
-from pipeline.cache import Cache, digest, library_versions
+from pipeline.flow.cache import Cache, digest, library_versions
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
 from pipeline.models.hub import load_encoder, read_config, save_for_transformers
@@ -231,8 +231,8 @@ def prepare(name: str, folder: Path, options: argparse.Namespace) -> Case:
 
 
 def prepare_clinc150(shape: Shape, model: Path, timed: int, options: argparse.Namespace) -> Case:
-    from pipeline.checkpoint import TOKENIZER
-    from pipeline.recipe import load_recipe
+    from pipeline.flow.recipe import load_recipe
+    from pipeline.models.checkpoint import TOKENIZER
     from pipeline.tasks import load_data
     from runtimes.text import TextEncoder
 
@@ -257,9 +257,9 @@ def prepare_clinc150(shape: Shape, model: Path, timed: int, options: argparse.Na
 
 def make_teacher(out: Path) -> Path:
     """The teacher of the clinc150 recipe: its first stage alone, from the pipeline's cache if it is there."""
-    from pipeline.engine import run
-    from pipeline.progress import Progress
-    from pipeline.recipe import load_recipe
+    from pipeline.flow.engine import run
+    from pipeline.flow.progress import Progress
+    from pipeline.flow.recipe import load_recipe
 
     recipe, cache = load_recipe("clinc150"), Cache()
     recipe.stages = [stage for stage in recipe.stages if stage.use == "finetune"]

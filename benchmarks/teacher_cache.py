@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cache import Cache
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.losses import logit_loss
-from pipeline.methods.distill.teacher import collect
-from pipeline.progress import Progress
-from pipeline.recipe import load_recipe
+from pipeline.flow.cache import Cache
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+from pipeline.learning.losses import logit_loss
+from pipeline.learning.teacher import collect
+from pipeline.learning.training import half_precision
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.tasks import load_data
 from pipeline.tasks.batches import EncodedTexts, make_batch, shuffled_rows
-from pipeline.training import half_precision
 
 ROUNDS, STEPS = 5, 40
 BATCH = 128  # the recipe's

@@ -118,10 +118,10 @@ def tiny_recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_recipe, tiny_model, tiny_data) -> Path:
     """Output folder of a whole run of the tiny recipe; its cache is ``cache`` beside it."""
-    from pipeline.cache import Cache
-    from pipeline.engine import run
-    from pipeline.progress import Progress
-    from pipeline.recipe import load_recipe
+    from pipeline.flow.cache import Cache
+    from pipeline.flow.engine import run
+    from pipeline.flow.progress import Progress
+    from pipeline.flow.recipe import load_recipe
 
     folder = tmp_path_factory.mktemp("run")
     recipe = load_recipe(str(tiny_recipe), model=str(tiny_model), data=str(tiny_data))

@@ -55,7 +55,7 @@ class Refuse:
         if name.split(".")[0] in HEAVY:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 sys.meta_path.insert(0, Refuse())
-from pipeline.cli import app
+from pipeline.cli.main import app
 app(sys.argv[1:])
 """
 
@@ -88,7 +88,7 @@ def test_missing_training_libraries_are_named(tmp_path):
 def test_help_imports_no_torch():
     code = """if True:
         import sys
-        from pipeline.cli import app
+        from pipeline.cli.main import app
         try:
             app(["--help"])
         except SystemExit:

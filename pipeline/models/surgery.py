@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pipeline.learning.training import predict_logits
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.linear import LowRank
 from pipeline.tasks.batches import EncodedTexts
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput, GateFailed
 
 TOLERANCE = 1e-4
@@ -104,7 +104,7 @@ def keep_hidden(model: Encoder, kept: Sequence[int]) -> Encoder:
     """The model with the channels ``kept`` of its feature map.
 
     Layer norms then take their statistics over fewer channels, which is what a gated norm does too
-    (:func:`pipeline.models.gates.gated`).
+    (:func:`pipeline.models.gated.gated`).
 
     Raises:
         BadInput: a model whose feature map cannot be cut: one with bottlenecks, NoNorm or ALBERT's embeddings.

@@ -11,8 +11,8 @@ from pydantic import Field
 from device_bench.lab import open_target, parse_places
 from device_bench.measurement import Candidate, measure
 from device_bench.targets import all_threads
-from pipeline.ledger import teacher
-from pipeline.stage import Context, Stage
+from pipeline.flow.ledger import teacher
+from pipeline.flow.stage import Context, Stage
 from pipeline.stages.tune import GOLDEN_TEXTS, agent_tolerance, all_logits, tuned_files, tuned_session
 from runtimes.errors import BadInput
 from runtimes.session import SessionOptions

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from pipeline.cache import digest, library_versions
-from pipeline.checkpoint import Checkpoint, copy_tokenizer
+from pipeline.flow.cache import digest, library_versions
+from pipeline.flow.stage import Context, Stage, Subject
+from pipeline.models.checkpoint import Checkpoint, copy_tokenizer
 from pipeline.models.encoder import count_unique_parameters
-from pipeline.stage import Context, Stage, Subject
 from runtimes.backends import load_model
 from runtimes.errors import GateFailed
 from runtimes.text import TextEncoder

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.flow.stage import Context, Stage
+from pipeline.learning.training import TrainingJob, TrainingPlan, train
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
-from pipeline.stage import Context, Stage
 from pipeline.tasks.batches import Batch
-from pipeline.training import TrainingJob, TrainingPlan, train
 from runtimes.errors import BadInput
 
 

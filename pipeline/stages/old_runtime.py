@@ -15,7 +15,7 @@ import numpy as np
 from device_bench.measurement import Candidate, measure
 from device_bench.targets import LocalTarget
 from exporters.golden import golden_tolerance
-from pipeline.stage import Context
+from pipeline.flow.stage import Context
 from pipeline.stages.export import file_results
 from runtimes.errors import BadInput, GateFailed, IntegrityError
 from runtimes.text import TextEncoder

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.cache import digest, library_versions
+from pipeline.flow.cache import digest, library_versions
+from pipeline.flow.recipe import lock_text
+from pipeline.flow.stage import Context, Stage
 from pipeline.models.config import EncoderConfig
 from pipeline.models.hub import hub_config
-from pipeline.recipe import lock_text
-from pipeline.stage import Context, Stage
 from pipeline.stages.quantize import QUANTIZATION
 from pipeline.stages.tune import tuned_files, tuned_session
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.stage import Context, Stage, Subject
+from pipeline.flow.stage import Context, Stage, Subject
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.stages.export import DESCRIPTION, file_accuracy, file_results, folded, score_file
 from runtimes.errors import BadInput
 from runtimes.text import TextEncoder

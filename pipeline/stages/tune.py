@@ -26,7 +26,7 @@ from pydantic import Field
 
 from device_bench.measurement import Candidate, measure
 from device_bench.targets import LocalTarget, Target, all_threads
-from pipeline.stage import Context, Stage
+from pipeline.flow.stage import Context, Stage
 from pipeline.stages.export import per_cent_right
 from runtimes.backends import load_model
 from runtimes.errors import IntegrityError

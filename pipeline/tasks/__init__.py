@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runtimes.errors import BadInput
 
 if TYPE_CHECKING:
-    from pipeline.recipe import TaskSection
+    from pipeline.flow.recipe import TaskSection
     from pipeline.tasks.text_classification import ClassificationData
 
 BUILT_IN_DATA = "builtin:commands"

@@ -32,7 +32,7 @@ def find_data():
     Raises:
         BadInput: they are not on this machine.
     """
-    from pipeline.recipe import TaskSection
+    from pipeline.flow.recipe import TaskSection
     from pipeline.tasks import load_data
 
     data = load_data(TaskSection(data="clinc150", max_length=MAX_LENGTH), None)
@@ -43,7 +43,7 @@ def find_data():
 
 def build_bundle(say) -> Path:
     """Folder of the bundle, made once for each state of the code that writes it."""
-    from pipeline.cache import digest, library_versions, tree_sha256
+    from pipeline.flow.cache import digest, library_versions, tree_sha256
     from runtimes.bundle import file_sha256
 
     code = [tree_sha256(ROOT / "exporters"), tree_sha256(ROOT / "runtimes"), file_sha256(Path(__file__))]
@@ -62,8 +62,8 @@ def _write(folder: Path) -> None:
     from exporters.onnx_writer import write_onnx
     from exporters.quant_plan import FLOAT32, INT8, QuantPlan
     from exporters.tflite_writer import write_tflite
-    from pipeline.checkpoint import Checkpoint, copy_tokenizer
     from pipeline.methods.prune.vocab import kept_pieces, prune
+    from pipeline.models.checkpoint import Checkpoint, copy_tokenizer
     from pipeline.models.encoder import count_unique_parameters
     from pipeline.models.hub import hub_config
     from pipeline.models.source import find_source

@@ -19,7 +19,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def minilm():
     """The published all-MiniLM-L6-v2 with a classifier of random weights, and real commands as its tokenizer cuts them."""
-    from pipeline.checkpoint import Checkpoint
+    from pipeline.models.checkpoint import Checkpoint
     from pipeline.models.source import find_source
     from pipeline.tasks.commands import make_commands
 

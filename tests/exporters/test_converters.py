@@ -12,8 +12,8 @@ import torch
 
 from exporters.converters import OPSET, convert_onnx, convert_tflite, quantize_onnx, quantize_tflite
 from exporters.parity import check_parity, torch_results
-from pipeline.checkpoint import Checkpoint
 from pipeline.methods.distill.mobilebert import DistillMobilebert, make_student
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from runtimes.backends import load_model
 from tests.exporters.encoders import randomized

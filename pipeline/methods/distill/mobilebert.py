@@ -6,7 +6,7 @@ The student (§3.1, §3.2) keeps a narrow feature map between layers and works i
 with several small feed-forward networks in a row; its operators are those a phone runs fast (NoNorm, ReLU); word
 embeddings are small and joined with their neighbours' (trigrams).
 
-Knowledge transfer (§3.3, §3.4): feature maps and attention layer by layer (:mod:`pipeline.methods.distill.transfer`), then
+Knowledge transfer (§3.3, §3.4): feature maps and attention layer by layer (:mod:`pipeline.learning.knowledge_transfer`), then
 the logits, with all weights.
 
 Word embeddings start as the teacher's, projected on their principal directions.
@@ -22,12 +22,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.logits import LogitDistillation
-from pipeline.methods.distill.transfer import KnowledgeTransfer
+from pipeline.flow.stage import Context, Stage
+from pipeline.learning.distillation import LogitDistillation
+from pipeline.learning.knowledge_transfer import KnowledgeTransfer
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder
-from pipeline.stage import Context, Stage
 
 
 class DistillMobilebert(KnowledgeTransfer, LogitDistillation, Stage):

@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.logits import LogitDistillation
+from pipeline.flow.stage import Context, Stage
+from pipeline.learning.distillation import LogitDistillation
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
-from pipeline.stage import Context, Stage
 from runtimes.errors import BadInput
 
 

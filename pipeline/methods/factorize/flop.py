@@ -2,7 +2,7 @@
 
 Source: Wang, Wohlwend, Lei 2020, "Structured Pruning of Large Language Models", EMNLP, arXiv:1910.04732.
 
-W = P G Q with G = diag(z) (eq. 3): each component p_k q_k^T has a hard-concrete gate z_k (:mod:`pipeline.methods.hard_concrete`,
+W = P G Q with G = diag(z) (eq. 3): each component p_k q_k^T has a hard-concrete gate z_k (:mod:`pipeline.learning.hard_concrete`,
 temperature 1). The expected share of parameters that is gone,
 
     s = 1 - sum (in + out) E|z|_0 / sum in out
@@ -35,16 +35,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.flow.stage import QUATERNIONS, THIN_MATRICES, Context, Stage
+from pipeline.learning.hard_concrete import SizeConstraint, probability_open, sample
+from pipeline.learning.healing import Healing, leave, train_texts
+from pipeline.learning.training import TrainingJob, TrainingPlan, predict_logits, train
 from pipeline.methods.factorize.svd import Components, describe_ranks, input_moments
-from pipeline.methods.hard_concrete import SizeConstraint, probability_open, sample
-from pipeline.methods.healing import Healing, leave, train_texts
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from pipeline.models.linear import LowRank
 from pipeline.models.surgery import factor, layer_matrices, multiply_out, probe_texts, require_same
-from pipeline.stage import QUATERNIONS, THIN_MATRICES, Context, Stage
 from pipeline.tasks.batches import Batch
-from pipeline.training import TrainingJob, TrainingPlan, predict_logits, train
 from runtimes.errors import GateFailed
 
 BETA = 1.0

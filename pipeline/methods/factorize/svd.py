@@ -25,13 +25,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.healing import Healing, leave, train_texts
+from pipeline.flow.stage import QUATERNIONS, THIN_MATRICES, Context, Stage
+from pipeline.learning.healing import Healing, leave, train_texts
+from pipeline.learning.training import predict_logits
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from pipeline.models.surgery import break_even_rank, factor, layer_matrices, probe_texts, require_same
-from pipeline.stage import QUATERNIONS, THIN_MATRICES, Context, Stage
 from pipeline.tasks.batches import EncodedTexts, in_order
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput, GateFailed
 
 RIDGE = 1e-3

@@ -6,7 +6,7 @@ Source: McCarley 2019 (v1: "Pruning a BERT-based Question Answering Model"), McC
 Every head, every unit between the two matrices of an FFN, and (v1) every channel of the feature map has a gate. Which
 gates close is decided in one of three ways:
 
-- ``l0``: hard-concrete gates (:mod:`pipeline.methods.hard_concrete`) learn for ``gate_epochs``, the weights standing still,
+- ``l0``: hard-concrete gates (:mod:`pipeline.learning.hard_concrete`) learn for ``gate_epochs``, the weights standing still,
   to keep the loss low while the expected number of open gates goes to the target;
 - ``gain``: by |dL/d gate| at 1, averaged over texts (as Michel et al. rank heads), without learning;
 - ``random``: a control.
@@ -33,16 +33,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.logits import Lesson
-from pipeline.methods.hard_concrete import SizeConstraint, decided, probability_open, sample
-from pipeline.methods.healing import Healing, leave, train_texts
+from pipeline.flow.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
+from pipeline.learning.distillation import Lesson
+from pipeline.learning.hard_concrete import SizeConstraint, decided, probability_open, sample
+from pipeline.learning.healing import Healing, leave, train_texts
+from pipeline.learning.training import TrainingJob, TrainingPlan, predict_logits, train
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
-from pipeline.models.gates import gated
+from pipeline.models.gated import gated
 from pipeline.models.surgery import keep_ffn_units, keep_heads, keep_hidden, probe_texts, require_same
-from pipeline.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
 from pipeline.tasks.batches import Batch, EncodedTexts, in_order
-from pipeline.training import TrainingJob, TrainingPlan, predict_logits, train
 from runtimes.errors import BadInput
 
 BETA = 2 / 3
@@ -167,7 +167,7 @@ class Gates(nn.Module):
             gate.data.copy_(score)
 
     def arranged(self, values: Sequence[Tensor]) -> dict:
-        """Values in the order of ``log_alphas`` as the arguments of :func:`~pipeline.models.gates.gated`; ungated places get ones."""
+        """Values in the order of ``log_alphas`` as the arguments of :func:`~pipeline.models.gated.gated`; ungated places get ones."""
         heads = [torch.ones(count) for count, _ in self.shapes]
         units = [[torch.ones(size) for size in sizes] for _, sizes in self.shapes]
         made = {"heads": heads, "units": units, "hidden": None}

@@ -30,14 +30,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.healing import Healing, leave, train_texts
+from pipeline.flow.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
+from pipeline.learning.healing import Healing, leave, train_texts
+from pipeline.learning.training import predict_logits
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
-from pipeline.models.gates import gated
+from pipeline.models.gated import gated
 from pipeline.models.surgery import keep_heads, probe_texts, require_same
-from pipeline.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
 from pipeline.tasks.batches import EncodedTexts, in_order
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput, GateFailed
 
 IMPORTANCE_BATCH = 64

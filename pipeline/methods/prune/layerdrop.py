@@ -26,14 +26,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.logits import Lesson, zeros_stay
-from pipeline.methods.healing import Healing, leave
+from pipeline.flow.stage import SHARED_LAYERS, Context, Stage
+from pipeline.learning.distillation import Lesson, zeros_stay
+from pipeline.learning.healing import Healing, leave
+from pipeline.learning.training import EVALUATION_BATCH, TrainingJob, TrainingPlan, accuracy, train
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from pipeline.models.surgery import keep_layers, probe_texts, require_same
-from pipeline.stage import SHARED_LAYERS, Context, Stage
 from pipeline.tasks.batches import Batch, EncodedTexts, in_order
-from pipeline.training import EVALUATION_BATCH, TrainingJob, TrainingPlan, accuracy, train
 from runtimes.errors import BadInput
 
 MOST_CHOICES = 30

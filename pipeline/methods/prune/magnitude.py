@@ -29,14 +29,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.download import download_bytes
-from pipeline.methods.healing import Healing, leave
+from pipeline.flow.stage import QUATERNIONS, ZEROS, Context, Stage
+from pipeline.learning.download import download_bytes
+from pipeline.learning.healing import Healing, leave
+from pipeline.learning.training import TrainingJob, TrainingPlan, predict_logits, train
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from pipeline.models.surgery import probe_texts, require_same
-from pipeline.stage import QUATERNIONS, ZEROS, Context, Stage
 from pipeline.tasks.batches import Batch, EncodedTexts
-from pipeline.training import TrainingJob, TrainingPlan, predict_logits, train
 from runtimes.errors import GateFailed
 
 RAMP = 0.7

@@ -27,15 +27,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.healing import Healing, leave, train_texts
+from pipeline.flow.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
+from pipeline.learning.healing import Healing, leave, train_texts
+from pipeline.learning.training import predict_logits
 from pipeline.methods.prune.gates import rounded
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
-from pipeline.models.gates import gated
+from pipeline.models.gated import gated
 from pipeline.models.surgery import keep_ffn_units, keep_head_dimensions, probe_texts, require_same
-from pipeline.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
 from pipeline.tasks.batches import EncodedTexts, in_order
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput
 
 SCORE_BATCH = 64

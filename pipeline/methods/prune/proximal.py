@@ -33,14 +33,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.healing import Healing, leave
+from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, UNEQUAL_LAYERS, ZEROS, Context, Stage
+from pipeline.learning.healing import Healing, leave
+from pipeline.learning.training import TrainingJob, TrainingPlan, predict_logits, train
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
-from pipeline.models.gates import gated
+from pipeline.models.gated import gated
 from pipeline.models.surgery import keep_ffn_units, keep_heads, layer_matrices, probe_texts, require_same
-from pipeline.stage import QUATERNIONS, SHARED_LAYERS, UNEQUAL_LAYERS, ZEROS, Context, Stage
 from pipeline.tasks.batches import Batch
-from pipeline.training import TrainingJob, TrainingPlan, predict_logits, train
 from runtimes.errors import BadInput, GateFailed
 
 EPS = 1e-9

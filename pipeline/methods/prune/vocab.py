@@ -21,10 +21,10 @@ import torch
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.flow.stage import Context, Stage
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
-from pipeline.stage import Context, Stage
 from runtimes.errors import BadInput
 
 PREFIX = "##"

@@ -7,7 +7,7 @@ those of the attention alone, or those of the FFNs alone (the paper's ablations;
 
 ALBERT is trained so from the start. Here the model is trained already, and sharing destroys most of what its layers know, so:
 each group starts as its first layer (or the mean of its layers, or its last), learns the old layers' feature maps and
-attention (:mod:`pipeline.methods.distill.transfer`), then the old model's answers.
+attention (:mod:`pipeline.learning.knowledge_transfer`), then the old model's answers.
 
 What it brings: fewer weights to store and to load. Not speed: every layer is computed as before.
 
@@ -26,15 +26,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.transfer import KnowledgeTransfer
+from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Context, Stage
+from pipeline.learning.healing import Healing, leave
+from pipeline.learning.knowledge_transfer import KnowledgeTransfer
+from pipeline.learning.training import predict_logits
 from pipeline.methods.factorize.embeddings import factorize
-from pipeline.methods.healing import Healing, leave
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
 from pipeline.models.surgery import probe_texts, require_same
-from pipeline.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Context, Stage
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput
 
 

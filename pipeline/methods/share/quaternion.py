@@ -29,15 +29,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.distill.transfer import KnowledgeTransfer
-from pipeline.methods.healing import Healing, leave
+from pipeline.flow.stage import QUATERNIONS, THIN_MATRICES, ZEROS, Context, Stage
+from pipeline.learning.healing import Healing, leave
+from pipeline.learning.knowledge_transfer import KnowledgeTransfer
+from pipeline.learning.training import predict_logits
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
 from pipeline.models.linear import HAMILTON
 from pipeline.models.surgery import layer_matrices, probe_texts, require_same
-from pipeline.stage import QUATERNIONS, THIN_MATRICES, ZEROS, Context, Stage
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from pipeline.cache import Cache
-from pipeline.checkpoint import Checkpoint
-from pipeline.engine import run
-from pipeline.ledger import Ledger
-from pipeline.progress import Progress
-from pipeline.recipe import load_recipe
+from pipeline.flow.cache import Cache
+from pipeline.flow.engine import run
+from pipeline.flow.ledger import Ledger
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+from pipeline.models.checkpoint import Checkpoint
 
 RECIPE = """
 name = "methods"

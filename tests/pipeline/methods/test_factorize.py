@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.learning.hard_concrete import probability_open
+from pipeline.learning.training import predict_logits
 from pipeline.methods.factorize.flop import Factored
 from pipeline.methods.factorize.svd import Components, input_moments, ranks_for
-from pipeline.methods.hard_concrete import probability_open
 from pipeline.models.linear import LowRank
 from pipeline.models.surgery import break_even_rank, factor, layer_matrices
 from pipeline.tasks.batches import from_id_lists
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput, GateFailed
 
 SMALL = "epochs = 1\nbatch_size = 8"

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.learning.training import accuracy, predict_logits
 from pipeline.methods.prune import layerdrop
 from pipeline.methods.prune.layerdrop import drawn_layers, every_other, search, skipping_logits
 from pipeline.models.config import layer_shape
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.surgery import keep_layers
 from pipeline.tasks.batches import EncodedTexts, from_id_lists
-from pipeline.training import accuracy, predict_logits
 from runtimes.errors import BadInput
 from tests.exporters.encoders import LABELS, encoder, texts
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.methods.hard_concrete import SizeConstraint, decided
+from pipeline.learning.hard_concrete import SizeConstraint, decided
+from pipeline.learning.training import predict_logits
 from pipeline.methods.prune.gates import Gates, cut_closed, gains, rounded
 from pipeline.methods.prune.heads import head_importance
 from pipeline.models.encoder import Encoder, count_unique_parameters
-from pipeline.models.gates import gated
+from pipeline.models.gated import gated
 from pipeline.tasks.batches import EncodedTexts, from_id_lists, in_order
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput
 from tests.exporters.encoders import LABELS, encoder, texts
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.cache import Cache
-from pipeline.engine import run
+from pipeline.flow.cache import Cache
+from pipeline.flow.engine import run
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+from pipeline.learning.training import predict_logits
 from pipeline.methods.prune.heads import cut_heads, head_importance, heads_to_keep
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.surgery import keep_heads
-from pipeline.progress import Progress
-from pipeline.recipe import load_recipe
 from pipeline.tasks.batches import EncodedTexts, encode, from_id_lists
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput, GateFailed
 from tests.conftest import ROWS
 from tests.exporters.encoders import LABELS, encoder, texts

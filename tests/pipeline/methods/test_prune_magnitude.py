@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.download import compressed_bytes, download_bytes
+from pipeline.learning.download import compressed_bytes, download_bytes
 from pipeline.methods.prune.magnitude import Masked, cubic, prunable, smallest
 from pipeline.models.encoder import Encoder
 from runtimes.errors import BadInput

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.learning.training import predict_logits
 from pipeline.methods.prune.neurons import PruneNeurons, mean_activations, neuron_scores, ones_at, top
 from pipeline.models.encoder import Encoder, count_unique_parameters
-from pipeline.models.gates import gated
+from pipeline.models.gated import gated
 from pipeline.models.surgery import keep_head_dimensions
 from pipeline.tasks.batches import EncodedTexts, from_id_lists, make_batch
-from pipeline.training import predict_logits
 from runtimes.errors import BadInput
 from tests.exporters.encoders import FIRST_ID, LABELS, VOCABULARY, encoder, texts
 

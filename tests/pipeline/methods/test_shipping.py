@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache import Cache
-from pipeline.checkpoint import Checkpoint
-from pipeline.methods.catalogue import describe
+from pipeline.flow.cache import Cache
+from pipeline.flow.recipe import load_recipe
+from pipeline.flow.registry import stage_class
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import count_unique_parameters
-from pipeline.recipe import load_recipe
-from pipeline.registry import stage_class
+from pipeline.reports.catalogue import describe
 from pipeline.stages.export import file_results
 from runtimes.errors import BadInput
 
@@ -151,7 +151,8 @@ def test_killed_inside_a_gradual_schedule_ends_with_the_same_bytes(recipe_head, 
     weights = {}
     for name, kills in (("straight", 0), ("killed", 2)):
         cache = tmp_path / name
-        command = [sys.executable, "-c", "import pipeline.training as t; t.CHECKPOINT_SECONDS = 0.05; from pipeline.cli import app; app()"]
+        often = "import pipeline.learning.training as t; t.CHECKPOINT_SECONDS = 0.05; from pipeline.cli.main import app; app()"
+        command = [sys.executable, "-c", often]
         command += ["run", str(recipe), "--model", str(small_model), "--data", str(tiny_data)]
         command += ["--cache", str(cache), "--out", str(tmp_path / f"o{name}")]
         struck = 0

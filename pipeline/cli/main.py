@@ -1,0 +1,229 @@
+"""The command line. Results go to standard output, progress and errors to standard error.
+
+Exit codes: 0 ok, 2 usage or bad input, 3 a budget or gate failed, 4 a target is unreachable, 5 integrity, 130 stopped
+by Ctrl-C. Heavy libraries are imported inside the commands that need them, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from pipeline.cli.console import AsJson, guarded, print_json, quieten_libraries
+from pipeline.cli.devices import register
+from runtimes.errors import BadInput
+
+app = typer.Typer(
+    name="pocketbert", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Compress a BERT into a bundle for phones, boards and plain CPUs: ONNX and TFLite, proven and measured.",
+)  # fmt: skip
+cache_app = typer.Typer(help="Look at, or empty, the cache of finished stages.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+CacheFolder = Annotated[Optional[Path], typer.Option("--cache", help="Cache folder; POCKETBERT_CACHE or ~/.cache/pocketbert otherwise.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder, or the folder a run published into.")]
+
+
+@app.command()
+@guarded
+def run(
+    recipe: Annotated[str, typer.Argument(help="A preset (demo, clinc150) or a TOML file.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="Where the ledger, the report and the bundle go; out/NAME otherwise.")] = None,
+    overrides: Annotated[
+        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a key: stage.2.layers=6, finetune.epochs=3, task.max_length=32.")
+    ] = None,
+    model: Annotated[Optional[str], typer.Option("--model", help="Hub id or folder to start from, in place of the recipe's.")] = None,
+    data: Annotated[Optional[str], typer.Option("--data", help="Data folder, in place of the recipe's.")] = None,
+    cache: CacheFolder = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Run a recipe: from a pretrained model to a verified bundle, with a table of what every stage cost and bought."""
+    quieten_libraries()
+    from pipeline.flow import processes
+    from pipeline.flow.cache import Cache
+    from pipeline.flow.engine import run as run_recipe
+    from pipeline.flow.progress import Progress
+    from pipeline.flow.recipe import load_recipe
+    from pipeline.reports.run_report import print_table
+
+    loaded = load_recipe(recipe, overrides or [], model, data)
+    folder = Path(recipe).parent if Path(recipe).is_file() else None
+    target = out or Path("out") / loaded.name
+    ledger = run_recipe(loaded, target, Cache(cache), Progress(quiet), folder)
+    if processes.rank() > 0:
+        return
+    if as_json:
+        print_json(ledger.as_dict())
+        return
+    print_table(ledger.as_dict())
+    print(f"\nreport  {target / 'report.html'}")
+    if (target / "bundle").is_dir() and ledger.outcome == "published":
+        print(f"bundle  {target / 'bundle'}")
+        print(f"try     pocketbert predict {target / 'bundle'} \"your text\"")
+
+
+@app.command()
+@guarded
+def verify(bundle: BundleFolder, as_json: AsJson = False) -> None:
+    """Check a bundle: checksums, then golden cases on every runtime that is installed here."""
+    from dataclasses import asdict
+
+    from runtimes.verify import verify as verify_bundle
+
+    files, checks = verify_bundle(bundle)
+    if as_json:
+        print_json({"files": files, "models": [asdict(check) for check in checks]})
+        return
+    print(f"{files} files match their checksums")
+    for check in checks:
+        if check.runtime is None:
+            print(f"{check.file}: not run, no runtime for it is installed here")
+        else:
+            print(f"{check.file}: {check.cases} golden cases agree on {check.runtime}, worst {check.worst:.2g} of {check.tolerance:.2g} allowed")
+    if all(check.runtime is None for check in checks):
+        raise BadInput("no runtime is installed, so no golden case was run; pip install 'pocketbert[onnx]' or 'pocketbert[tflite]'")
+
+
+@app.command()
+@guarded
+def predict(
+    bundle: BundleFolder,
+    text: Annotated[Optional[str], typer.Argument(help="A text; lines of standard input if left out.")] = None,
+    file: Annotated[Optional[str], typer.Option("--file", help="Which model file of the bundle; its first that runs here otherwise.")] = None,
+    threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="What the bundle recommends if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify a text, or every line of standard input."""
+    from dataclasses import asdict
+
+    from runtimes.classifier import Classifier
+
+    classifier = Classifier(bundle, file, threads)
+    for line in [text] if text is not None else (raw.rstrip("\n") for raw in sys.stdin):
+        result = classifier.predict(line)
+        if as_json:
+            print(json.dumps(asdict(result), ensure_ascii=False), flush=True)
+        else:
+            print(f"{result.label}\t{result.probability:.4f}\t{result.text}", flush=True)
+    if classifier.encoder.truncated:
+        limit = classifier.bundle.max_length
+        print(f"{classifier.encoder.truncated} texts were longer than {limit} tokens and were cut", file=sys.stderr)
+
+
+@app.command()
+@guarded
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or a bundle, a ledger.json, or what bench --out wrote.")],
+    html: Annotated[Optional[Path], typer.Option("--html", help="Write the page here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the ledger of a run, or the measurements of a bench, as a table, or write them as one HTML page."""
+    places = [folder, folder / "ledger.json", folder / "report" / "ledger.json"]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise BadInput(f"{folder}: no ledger.json there")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON: {error}") from error
+    if isinstance(document, dict) and str(document.get("format")).startswith("pocketbert bench"):
+        from device_bench.comparison import read_bench
+        from pipeline.reports.bench_report import print_bench as print_table
+        from pipeline.reports.bench_report import write_bench_report as write_report
+
+        document = read_bench(path)
+    elif isinstance(document, dict) and "stages" in document:
+        from pipeline.reports.run_report import print_table, write_report
+    else:
+        raise BadInput(f"{path}: neither a ledger nor measurements of pocketbert bench")
+    if html is not None:
+        write_report(document, html)
+    if as_json:
+        print_json(document)
+    else:
+        print_table(document)
+
+
+@app.command()
+@guarded
+def methods(name: Annotated[Optional[str], typer.Argument(help="Show one in full.")] = None, as_json: AsJson = False) -> None:
+    """List the stages that a recipe can use, with paper, options and what they do to size and speed."""
+    quieten_libraries()
+    from pipeline.flow.registry import stage_class, stage_names
+    from pipeline.reports.catalogue import describe, one_line
+
+    names = stage_names() if name is None else [name]
+    if name is not None and name not in stage_names():
+        import difflib
+
+        near = difflib.get_close_matches(name, stage_names(), n=1)
+        raise BadInput(f"methods: unknown stage {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if as_json:
+        print_json([describe(stage_class(n)) for n in names])
+    elif name is None:
+        for n in names:
+            print(one_line(stage_class(n)))
+    else:
+        shown = describe(stage_class(name))
+        print(f"{shown['use']}\n  {shown['summary']}")
+        for key in ("paper", "equations", "effect"):
+            if shown[key]:
+                print(textwrap.fill(shown[key], 120, initial_indent=f"  {key:<11}", subsequent_indent=" " * 13))
+        print("\noptions")
+        for option in shown["options"]:
+            print(f"  {option['name']} = {json.dumps(option['default'])}")
+            if option["help"]:
+                print(f"      {option['help']}")
+
+
+@app.command()
+@guarded
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.toml"),
+    preset: Annotated[str, typer.Option("--preset", help="The preset to start from.")] = "clinc150",
+) -> None:
+    """Write a recipe to start from."""
+    from pipeline.flow.recipe import PRESETS, presets
+
+    if preset not in presets():
+        raise BadInput(f"--preset {preset!r}: known are {', '.join(presets())}")
+    if path.exists():
+        raise BadInput(f"{path}: exists already; nothing was written")
+    path.write_text((PRESETS / f"{preset}.toml").read_text(encoding="utf-8").replace(f'name = "{preset}"', f'name = "{path.stem}"'), encoding="utf-8")
+    print(f"{path} written. Point it at a model and data: pocketbert run {path} --model MODEL --data FOLDER")
+
+
+@cache_app.command("list")
+@guarded
+def cache_list(cache: CacheFolder = None, as_json: AsJson = False) -> None:
+    """List finished stages."""
+    from pipeline.flow.cache import Cache
+
+    entries = Cache(cache).entries()
+    if as_json:
+        print_json(entries)
+        return
+    for entry in entries:
+        print(f"{entry['key'][:12]}  {entry['stage']:<22} {entry['seconds']:8.1f} s  {entry['bytes'] / 1e6:8.1f} MB")
+    print(f"{len(entries)} stages, {sum(e['bytes'] for e in entries) / 1e6:.1f} MB, in {Cache(cache).root}")
+
+
+@cache_app.command("clear")
+@guarded
+def cache_clear(cache: CacheFolder = None) -> None:
+    """Remove everything from the cache."""
+    from pipeline.flow.cache import Cache
+
+    print(f"{Cache(cache).clear() / 1e6:.1f} MB freed")
+
+
+register(app)
+
+if __name__ == "__main__":
+    app()

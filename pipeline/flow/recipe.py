@@ -1,0 +1,246 @@
+"""The recipe: a TOML file that says what to compress, for what, how, and what the result must keep.
+
+``[model]``, ``[task]``, ``[budget]`` and ``[[stage]]`` tables in order. Every fault is reported with its place and,
+for a misspelt name, with the nearest known one. A recipe never reaches outside: absolute paths and ``..`` are
+refused; whoever runs it may point elsewhere on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.flow.registry import stage_class, stage_names
+from runtimes.bundle import is_safe_name
+from runtimes.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.flow.stage import Stage
+
+PRESETS = resources.files("pipeline") / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSection(_Section):
+    source: str
+    """Hub id or folder of a BERT-class encoder."""
+
+
+class TaskSection(_Section):
+    kind: Literal["text-classification"] = "text-classification"
+    """What the model is for."""
+    data: str
+    """Folder with train, validation and test files, or ``builtin:commands``."""
+    text_column: str = "text"
+    label_column: str = "label"
+    max_length: int = Field(64, ge=4, le=512)
+    """Longest input in tokens; longer texts are cut, and counted."""
+    limit_per_label: int | None = Field(None, ge=1)
+    """Train on at most so many rows of each class, for trials."""
+
+
+class BudgetSection(_Section):
+    accuracy_drop: float | None = Field(None, ge=0)
+    """Points of validation accuracy that a shipped file may lose against the fine-tuned teacher."""
+    size_mb: float | None = Field(None, gt=0)
+    """Megabytes (10^6 bytes) that each shipped file may have."""
+    latency_ms: float | None = Field(None, gt=0)
+    """Milliseconds per real text at p50 on one thread that each shipped file may take."""
+
+
+class Recipe(_Section):
+    """A checked recipe. ``stages`` holds one configured stage per ``[[stage]]`` table."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+
+    name: str
+    seed: int = 0
+    model: ModelSection
+    task: TaskSection
+    budget: BudgetSection = BudgetSection()
+    stages: list[Any] = []
+
+
+def presets() -> list[str]:
+    return sorted(path.name.removesuffix(".toml") for path in PRESETS.iterdir() if path.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | None = None, data: str | None = None) -> Recipe:
+    """Read a preset or a file, apply ``--set KEY=VALUE`` overrides, check everything.
+
+    Args:
+        name_or_path: name of a preset, or path of a TOML file.
+        overrides: ``stage.2.layers=6``, ``task.max_length=32``; a stage is named by its place from 1 or by its name.
+        model, data: what the command line puts in place of ``model.source`` and ``task.data``; these may be any path.
+
+    Raises:
+        BadInput: with the place of the first fault.
+    """
+    tables, origin = _read(name_or_path)
+    for override in overrides:
+        _override(tables, override)
+    for section, key, value in (("model", "source", model), ("task", "data", data)):
+        if value is not None:
+            tables.setdefault(section, {})[key] = value
+        else:
+            _refuse_unsafe(origin, f"{section}.{key}", str(tables.get(section, {}).get(key, "")))
+    tables.setdefault("name", Path(origin).stem)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(tables["name"])):
+        raise BadInput(f"{origin}: name: {tables['name']!r} must be letters, digits, '.', '_' and '-'; it names a folder")
+    stage_tables = tables.pop("stage", [])
+    if not isinstance(stage_tables, list) or not stage_tables or not all(isinstance(t, dict) for t in stage_tables):
+        raise BadInput(f"{origin}: stage: at least one [[stage]] table is needed")
+    try:
+        recipe = Recipe(**tables)
+    except ValidationError as error:
+        raise BadInput(f"{origin}: " + _explain(error, "", Recipe)) from error
+    recipe.stages = [_make_stage(origin, number, table) for number, table in enumerate(stage_tables, start=1)]
+    check_order(recipe.stages, origin)
+    return recipe
+
+
+def check_order(stages: list[Stage], origin: str, source_leaves: Iterable[str] = ()) -> None:
+    """Refuse, before any work, a stage whose input no earlier stage makes, whose work would be lost, or which cannot work on what it gets.
+
+    Args:
+        source_leaves: what the source model has of the things that :attr:`Stage.refuses` names.
+    """
+    made = {"source": "the recipe"}
+    traits = dict.fromkeys(source_leaves, "the source model")
+    for number, stage in enumerate(stages, start=1):
+        place = f"{origin}: stage[{number}].{stage.use}"
+        for role in stage.needs:
+            if role not in made:
+                makers = [name for name in stage_names() if role in stage_class(name).gives]
+                raise BadInput(f"{place}: needs {role!r}, which no earlier stage makes; put {' or '.join(makers)} before it")
+        for trait, maker in traits.items():
+            if trait in stage.refuses:
+                raise BadInput(f"{place}: cannot follow {maker}, which leaves {trait}: {stage.refuses[trait]}")
+        if "model" in stage.gives and not {"model", "source"} & set(stage.needs):
+            traits.clear()  # a model of its own
+        traits |= dict.fromkeys(stage.leaves, stage.use)
+        if "model" in stage.gives and "exported" in made:
+            raise BadInput(f"{place}: changes the model after {made['exported']} has written its files; put it before")
+        for role in stage.gives:
+            made[role] = stage.use
+
+
+def lock_text(recipe: Recipe) -> str:
+    """The recipe with every default written out, as TOML."""
+    lines = [f"name = {_toml(recipe.name)}", f"seed = {recipe.seed}"]
+    for section in ("model", "task", "budget"):
+        lines += ["", f"[{section}]", *_toml_pairs(getattr(recipe, section).model_dump())]
+    for stage in recipe.stages:
+        lines += ["", "[[stage]]", f"use = {_toml(stage.use)}", *_toml_pairs(stage.model_dump())]
+    return "\n".join(lines) + "\n"
+
+
+def _read(name_or_path: str) -> tuple[dict[str, Any], str]:
+    path = Path(name_or_path)
+    if name_or_path in presets():
+        data, origin = (PRESETS / f"{name_or_path}.toml").read_bytes(), name_or_path
+    elif path.is_file():
+        data, origin = path.read_bytes(), name_or_path
+    else:
+        raise BadInput(f"recipe {name_or_path!r}: no such file, and no preset of that name{_nearest(name_or_path, presets())}")
+    try:
+        return tomllib.loads(data.decode("utf-8")), origin
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{origin}: not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{origin}: not TOML: {error}") from error
+
+
+def _override(tables: dict[str, Any], text: str) -> None:
+    key, separator, raw = text.partition("=")
+    if not separator:
+        raise BadInput(f"--set {text!r}: KEY=VALUE is needed, such as stage.2.layers=6")
+    try:
+        value = tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = raw  # a bare word is a text
+    parts = key.strip().split(".")
+    place: Any = tables
+    stages = tables.get("stage", [])
+    known = [str(table.get("use")) for table in stages]
+    if len(parts) == 2 and parts[0] in known:
+        parts.insert(0, "stage")
+    if parts[0] == "stage" and len(parts) == 3:
+        if parts[1].isdigit() and 1 <= int(parts[1]) <= len(stages):
+            place = stages[int(parts[1]) - 1]
+        elif parts[1] in known:
+            place = stages[known.index(parts[1])]
+        else:
+            raise BadInput(f"--set {text!r}: no stage {parts[1]!r}; the recipe has {', '.join(f'{i} {n}' for i, n in enumerate(known, 1))}")
+    elif len(parts) == 2 and parts[0] != "stage":
+        place = place.setdefault(parts[0], {})
+    elif len(parts) != 1:
+        raise BadInput(f"--set {text!r}: the key must be like seed, task.max_length or stage.2.layers")
+    place[parts[-1]] = value
+
+
+def _make_stage(origin: str, number: int, table: dict[str, Any]) -> Stage:
+    fields = dict(table)
+    name = fields.pop("use", None)
+    if name not in stage_names():
+        raise BadInput(f"{origin}: stage[{number}].use: unknown {name!r}{_nearest(str(name), stage_names())}")
+    try:
+        return stage_class(name)(**fields)
+    except ValidationError as error:
+        raise BadInput(f"{origin}: " + _explain(error, f"stage[{number}].{name}.", stage_class(name))) from error
+
+
+def _explain(error: ValidationError, prefix: str, owner: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        for part in first["loc"][:-1]:
+            owner = owner.model_fields[part].annotation
+        known = list(owner.model_fields)
+        return f"{prefix}{place}: unknown key{_nearest(str(first['loc'][-1]), known)}"
+    if first["type"] == "missing":
+        return f"{prefix}{place}: missing"
+    if first["type"] == "literal_error":
+        allowed = re.findall("'(.*?)'", first["ctx"]["expected"])
+        return f"{prefix}{place}: unknown {first['input']!r}{_nearest(str(first['input']), allowed)}"
+    return f"{prefix}{place}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def _refuse_unsafe(origin: str, place: str, value: str) -> None:
+    if value and not value.startswith("builtin:") and not is_safe_name(value):
+        option = "--model" if place.startswith("model") else "--data"
+        raise BadInput(
+            f"{origin}: {place}: {value!r} leaves the folder of the recipe; a recipe may only name what lies beside it. "
+            f"Give such a path on the command line: {option} {value}"
+        )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)
+
+
+def _toml_pairs(fields: dict[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in fields.items() if value is not None]

@@ -1,0 +1,222 @@
+"""The one training loop. A method supplies the loss, the parameter groups and, if it needs one, a learning-rate rule.
+
+Same seed, same threads: same bytes. A run that is killed goes on from its last checkpoint and ends with the bytes of
+one that was not: batch order is a function of (seed, epoch), the generator's state is part of the checkpoint, and
+checkpoints only look, they never touch.
+
+AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. On a CPU with bfloat16 instructions, matrices are multiplied in
+bfloat16 while weights, sums and optimizer state stay in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.flow.progress import Progress
+from pipeline.tasks.batches import Batch, EncodedTexts, in_order, make_batch, shuffled_rows
+from runtimes.errors import GateFailed
+
+CHECKPOINT_SECONDS = 20.0
+EVALUATION_BATCH = 256
+
+Loss = Callable[[nn.Module, Batch, int], tuple[Tensor, dict[str, float]]]
+"""(module, batch, step) -> the loss, and its parts by name for the record."""
+RateRule = Callable[[int, str], float]
+"""(step, group name) -> factor on that group's learning rate."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and how fast to train.
+
+    ``rate_rule`` multiplies the schedule per parameter group; the default schedule is a linear warm-up over
+    ``warmup_fraction`` of the steps and a linear decay to zero.
+    """
+
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    seed: int
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    precision: str = "auto"
+    rate_rule: RateRule | None = None
+
+
+@dataclass
+class TrainingJob:
+    """One call of :func:`train`: the module, the data, the loss and where checkpoints go.
+
+    ``module`` holds every trained tensor, the model's and helpers' (projections) alike. ``groups`` names the
+    parameter groups; without it, all parameters form one group called ``all``.
+    """
+
+    module: nn.Module
+    texts: EncodedTexts
+    loss: Loss
+    plan: TrainingPlan
+    checkpoint: Path
+    progress: Progress
+    title: str
+    groups: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+    after_step: Callable[[int, torch.optim.Optimizer], None] | None = None
+    """Called after each step with the number of steps done and the optimizer, to read from; may change ``module`` in place.
+    What it remembers must lie in buffers of ``module``, or a killed run ends otherwise than one that was not."""
+
+
+class _Objective(nn.Module):
+    """A module and its loss as one module, because what several processes share must be called as one."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module = module
+        self.loss = loss
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        return self.loss(self.module, batch, step)
+
+
+def train(job: TrainingJob) -> list[dict[str, float]]:
+    """Train ``job.module`` in place.
+
+    Returns:
+        One record per epoch: step, loss and what the loss function reported, averaged.
+
+    Raises:
+        GateFailed: the loss is no longer a finite number. The last good checkpoint stays.
+    """
+    plan, module = job.plan, job.module
+    # A method may leave parts out of a step (layers that are dropped, those that learn later), which processes must tell each other.
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    groups = job.groups or {"all": [p for p in module.parameters() if p.requires_grad]}
+    optimizer = torch.optim.AdamW(_decayed(groups, plan.weight_decay), lr=plan.learning_rate, fused=True)
+    objective, optimizer = accelerator.prepare(_Objective(module, job.loss), optimizer)
+    per_epoch = math.ceil(len(job.texts) / plan.batch_size)
+    total = max(1, round(plan.epochs * per_epoch))
+    warmup = max(1, round(total * plan.warmup_fraction))
+    torch.manual_seed(plan.seed)
+    step, history, sums = _resume(job, optimizer)
+    module.train()
+    saved_at = time.monotonic()
+    with job.progress.training(job.title, total, start=step) as report:
+        while step < total:
+            epoch, index = divmod(step, per_epoch)
+            for rows in shuffled_rows(job.texts, plan.batch_size, plan.seed, epoch)[index : index + total - step]:
+                own = rows[accelerator.process_index :: accelerator.num_processes]
+                share = len(own) * accelerator.num_processes / len(rows)  # so that the mean over processes is that over the texts
+                rate = plan.learning_rate * min((step + 1) / warmup, (total - step) / max(1, total - warmup))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * (plan.rate_rule(step, group["name"]) if plan.rate_rule else 1.0)
+                with half_precision(plan.precision):
+                    loss, parts = objective(make_batch(job.texts, own if len(own) else rows[:1]), step)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise GateFailed(
+                        f"{job.title}: the loss became {value} at step {step + 1} of {total}; the last good checkpoint "
+                        f"is kept. A smaller learning_rate usually helps"
+                    )
+                accelerator.backward(loss if share == 1 else loss * share)
+                accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                step += 1
+                if job.after_step is not None:
+                    with torch.no_grad():
+                        job.after_step(step, optimizer)
+                for name, part in ({"loss": value} | parts).items():
+                    sums[name] = sums.get(name, 0.0) + part
+                report(step, value)
+                if step % per_epoch == 0 or step == total:
+                    count = per_epoch if step % per_epoch == 0 else step % per_epoch
+                    history.append({"step": step} | {name: value / count for name, value in sums.items()})
+                    sums.clear()
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS and accelerator.is_main_process:
+                    _save(job, optimizer, step, history, sums)
+                    saved_at = time.monotonic()
+    module.eval()
+    return history
+
+
+def half_precision(precision: str = "auto") -> torch.autocast:
+    """Context in which matrices are multiplied in bfloat16: always (``bf16``), never (``fp32``), where it is fast (``auto``)."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, texts: EncodedTexts) -> Tensor:
+    """Logits [N, C] in float32, in the order of ``texts``; the model is put into evaluation mode."""
+    model.eval()
+    logits = None
+    for batch in in_order(texts, EVALUATION_BATCH):
+        part = model(batch.input_ids, batch.attention_mask).logits.float()
+        logits = part.new_empty(len(texts), part.shape[1]) if logits is None else logits
+        logits[torch.from_numpy(batch.rows)] = part
+    return logits
+
+
+def accuracy(model: nn.Module, texts: EncodedTexts) -> float:
+    """Share of texts whose highest logit is their label, in per cent."""
+    return 100.0 * (predict_logits(model, texts).argmax(-1) == torch.from_numpy(texts.labels)).float().mean().item()
+
+
+def _decayed(groups: dict[str, list[nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Split every group in two: matrices decay, biases and norm weights do not."""
+    made = []
+    for name, parameters in groups.items():
+        for decay, chosen in ((weight_decay, [p for p in parameters if p.ndim > 1]), (0.0, [p for p in parameters if p.ndim <= 1])):
+            if chosen:
+                made.append({"params": chosen, "weight_decay": decay, "name": name})
+    return made
+
+
+def _save(job: TrainingJob, optimizer: Any, step: int, history: list, sums: dict) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one, never half of one."""
+    tensors = {f"module.{k}": v for k, v in job.module.state_dict().items()}
+    state = optimizer.state_dict()["state"]
+    tensors |= {f"optimizer.{i}.{k}": v for i, entry in state.items() for k, v in entry.items()}
+    tensors["rng"] = torch.get_rng_state()
+    # safetensors wants every tensor in memory of its own; shared modules appear once under each name.
+    tensors = {k: v.detach().clone() for k, v in tensors.items()}
+    note = {"step": str(step), "history": json.dumps(history), "sums": json.dumps(sums)}
+    job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    partial = job.checkpoint.with_suffix(".partial")
+    save_file(tensors, partial, note)
+    os.replace(partial, job.checkpoint)
+
+
+def _resume(job: TrainingJob, optimizer: Any) -> tuple[int, list, dict]:
+    if not job.checkpoint.is_file():
+        return 0, [], {}
+    tensors = load_file(job.checkpoint)
+    note = _metadata(job.checkpoint)
+    job.module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng"])
+    return int(note["step"]), json.loads(note["history"]), json.loads(note["sums"])
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()

@@ -1,0 +1,205 @@
+"""A whole run on a tiny model: cached, resumed after a kill, the same bytes twice, gated, and loud about faults."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.flow.cache import Cache, tree_sha256
+from pipeline.flow.engine import run
+from pipeline.flow.ledger import result_rows
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+from runtimes.errors import BadInput, GateFailed
+
+STAGES = ["finetune", "prune-vocab", "distill-mobilebert", "factorize-embeddings", "export", "quantize", "bench", "pack"]
+
+
+@pytest.fixture
+def go(tiny_recipe, tiny_model, tiny_data):
+    def start(out: Path, cache: Path, *overrides: str):
+        recipe = load_recipe(str(tiny_recipe), overrides, str(tiny_model), str(tiny_data))
+        return run(recipe, out, Cache(cache), Progress(quiet=True))
+
+    return start
+
+
+def shipped(bundle: Path) -> str:
+    """Hash of a bundle without its measurements."""
+    copy = bundle.with_name("without-report")
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("report"))
+    try:
+        return tree_sha256(copy)
+    finally:
+        shutil.rmtree(copy)
+
+
+def test_the_ledger_tells_every_stage_and_file(tiny_run):
+    ledger = json.loads((tiny_run / "ledger.json").read_text())
+    assert [record["stage"] for record in ledger["stages"]] == STAGES
+    assert ledger["outcome"] == "published"
+    rows = {row["name"]: row for row in result_rows(ledger)}
+    assert rows["teacher"]["test"] > 60, "the tiny teacher learned its three classes"
+    for name in ("ONNX fp32", "TFLite fp32", "ONNX int8", "TFLite int8"):
+        assert rows[name]["size_bytes"] > 0
+        assert rows[name]["p50_ms"] > 0
+        assert rows[name]["speedup"] > 0
+    assert rows["embeddings of rank 8"]["unique_params"] < rows["student"]["unique_params"] < rows["teacher"]["unique_params"]
+    assert rows["teacher"]["speedup"] == pytest.approx(1.0)
+
+
+def test_running_again_runs_nothing(go, tiny_run):
+    ledger = go(tiny_run.parent / "again", tiny_run.parent / "cache")
+    assert all(record["cached"] for record in ledger.records)
+    assert shipped(tiny_run.parent / "again" / "bundle") == shipped(tiny_run / "bundle")
+
+
+def test_two_builds_are_byte_identical(go, tiny_run, tmp_path):
+    go(tmp_path / "out", tmp_path / "cache")
+    for file in sorted(p for p in (tiny_run / "bundle").rglob("*") if p.is_file() and "report" not in p.parts):
+        other = tmp_path / "out" / "bundle" / file.relative_to(tiny_run / "bundle")
+        assert file.read_bytes() == other.read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"), [("quantize.scheme=int8-dynamic", []), ("bench.rounds=1", ["bench"]), ("export.buckets=[4,8]", STAGES[4:])]
+)
+def test_a_changed_stage_reruns_itself_and_those_after_it(go, tiny_run, tmp_path, change, rerun):
+    shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
+    ledger = go(tmp_path / "out", tmp_path / "cache", change)
+    ran = [record["stage"] for record in ledger.records if not record["cached"]]
+    assert [stage for stage in ran if stage != "pack"] == [stage for stage in rerun if stage != "pack"]
+    assert ("pack" in ran) == bool(rerun), "the bundle carries the recipe, so it follows every change"
+
+
+def test_a_damaged_cache_entry_is_made_again(go, tiny_run, tmp_path):
+    shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
+    (weights,) = (p for p in (tmp_path / "cache" / "stages").glob("*/quantized/onnx/model_quantized.onnx"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    ledger = go(tmp_path / "out", tmp_path / "cache")
+    assert [r["stage"] for r in ledger.records if not r["cached"]] == ["quantize"]
+    assert shipped(tmp_path / "out" / "bundle") == shipped(tiny_run / "bundle")
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from pipeline import training
+from pipeline.flow.cache import Cache
+from pipeline.flow.engine import run
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+training.CHECKPOINT_SECONDS = 0.2
+recipe, model, data, out, cache = sys.argv[1:]
+run(load_recipe(recipe, [], model, data), Path(out), Cache(Path(cache)), Progress(live=False))
+"""
+
+
+def test_killed_again_and_again_ends_with_the_same_bytes(tiny_run, tiny_recipe, tiny_model, tiny_data, tmp_path):
+    """SIGKILL at moments spread over the whole run, then to the end: the bundle is that of an undisturbed run."""
+    command = [sys.executable, "-c", DRIVER, *map(str, (tiny_recipe, tiny_model, tiny_data, tmp_path / "out", tmp_path / "cache"))]
+    kills = 0
+    for delay_seconds in (7, 9, 11, 13, 16, 20):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay_seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 1
+    subprocess.run(command, check=True, capture_output=True)
+    assert shipped(tmp_path / "out" / "bundle") == shipped(tiny_run / "bundle")
+    assert not list((tmp_path / "cache" / "work").iterdir()), "partial work is removed when its stage is done"
+
+
+def test_a_gate_that_does_not_hold_publishes_nothing_and_writes_the_ledger(go, tiny_run, tmp_path):
+    with pytest.raises(GateFailed, match=r"size_mb is .* MB, the budget allows 0\.001"):
+        go(tmp_path / "out", tiny_run.parent / "cache", "budget.size_mb=0.001")
+    assert not (tmp_path / "out" / "bundle").exists()
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert ledger["outcome"].startswith("failed: ")
+    assert [record["stage"] for record in ledger["stages"]] == STAGES[:6]
+    assert [gate["ok"] for gate in ledger["gates"]] == [False, False]
+    assert "failed" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_accuracy_gate_trips_on_a_broken_int8_file(go, tiny_run, tmp_path, monkeypatch):
+    """An int8 file that lost its accuracy does not ship: here its codes are scrambled, and the fallback is allowed any loss."""
+    from exporters import onnx_writer
+
+    plain = onnx_writer.rows_to_int8
+
+    def broken(weight, bits=8):
+        codes, scales = plain(weight, bits)
+        return codes[::-1].copy(), scales
+
+    go(tmp_path / "whole", tiny_run.parent / "cache", "budget.accuracy_drop=15.0")
+    monkeypatch.setattr(onnx_writer, "rows_to_int8", broken)
+    shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
+    with pytest.raises(GateFailed, match=r"^onnx/model_quantized\.onnx: accuracy_drop is [^;]* the budget allows 15\. No bundle"):
+        go(tmp_path / "out", tmp_path / "cache", "budget.accuracy_drop=15.0", "quantize.accuracy_drop=100.0")
+    assert not (tmp_path / "out" / "bundle").exists()
+
+
+def test_an_earlier_bundle_survives_a_failed_run(go, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "out")
+    before = tree_sha256(tmp_path / "out" / "bundle")
+    with pytest.raises(GateFailed):
+        go(tmp_path / "out", tiny_run.parent / "cache", "budget.size_mb=0.001")
+    assert tree_sha256(tmp_path / "out" / "bundle") == before
+
+
+def test_read_only_output_is_refused_before_any_work(go, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match=r"--out .*file.*cannot be written"):
+        go(tmp_path / "file" / "out", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_called_bundle_that_is_none_is_never_replaced(go, tmp_path):
+    (tmp_path / "out" / "bundle").mkdir(parents=True)
+    (tmp_path / "out" / "bundle" / "thesis.txt").write_text("three years of work")
+    with pytest.raises(BadInput, match="none of ours"):
+        go(tmp_path / "out", tmp_path / "cache")
+    assert (tmp_path / "out" / "bundle" / "thesis.txt").exists()
+
+
+def test_a_full_disk_loses_nothing(go, tiny_run, tmp_path, monkeypatch):
+    """The disk fills while the bundle is published: the earlier one stays whole, and a later run goes on."""
+    shutil.copytree(tiny_run, tmp_path / "out")
+    before = tree_sha256(tmp_path / "out" / "bundle")
+
+    def full(*_: object, **__: object):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(OSError, match="No space left"):
+            go(tmp_path / "out", tiny_run.parent / "cache")
+    assert tree_sha256(tmp_path / "out" / "bundle") == before
+    assert not (tmp_path / "out" / ".bundle.partial").exists()
+    ledger = go(tmp_path / "out", tiny_run.parent / "cache")
+    assert ledger.outcome == "published"
+
+
+def test_positions_must_suffice(go, tmp_path):
+    with pytest.raises(BadInput, match=r"task\.max_length: 64, but the model has 32 positions"):
+        go(tmp_path / "out", tmp_path / "cache", "task.max_length=64")
+
+
+def test_texts_longer_than_every_bucket_are_cut_and_counted(go, tiny_run, tmp_path):
+    shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
+    ledger = go(tmp_path / "out", tmp_path / "cache", "task.max_length=6", "finetune.epochs=1", "export.buckets=[4]", "bench.lengths=[4]")
+    notes = [note for record in ledger.records for subject in record["subjects"] for note in subject["notes"]]
+    assert any("longer than 6 tokens and were cut" in note for note in notes)

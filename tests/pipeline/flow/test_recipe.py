@@ -1,0 +1,85 @@
+"""A recipe says what is wrong, and where, before any work is done."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from pipeline.flow.recipe import load_recipe, lock_text, presets
+from runtimes.errors import BadInput
+
+BASE = """
+[model]
+source = "m"
+[task]
+data = "d"
+[[stage]]
+use = "finetune"
+"""
+
+
+def read(tmp_path, text, *overrides, **options):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    return load_recipe(str(path), overrides, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BASE.replace("finetune", "fintune"), r"stage\[1\]\.use: unknown 'fintune'; did you mean 'finetune'"),
+        (BASE + "epoch = 3\n", r"stage\[1\]\.finetune\.epoch: unknown key; did you mean 'epochs'"),
+        (BASE + "epochs = -1\n", r"stage\[1\]\.finetune\.epochs: .*greater than 0"),
+        (BASE + 'epochs = "many"\n', r"stage\[1\]\.finetune\.epochs: .*number"),
+        (BASE + 'precision = "bf61"\n', r"stage\[1\]\.finetune\.precision: unknown 'bf61'; did you mean 'bf16'"),
+        (BASE.replace("[task]", "[task]\nmax_lenght = 3"), r"task\.max_lenght: unknown key; did you mean 'max_length'"),
+        (BASE.replace("[task]", "[tusk]"), r"(task: missing|tusk: unknown key; did you mean 'task')"),
+        (BASE.replace('data = "d"', ""), r"task\.data: missing"),
+        (BASE.split("[[stage]]")[0], r"at least one \[\[stage\]\]"),
+        (BASE + "=", r"not TOML"),
+        (BASE.replace('"d"', '"../d"'), r"task\.data: '\.\./d' leaves the folder.*--data"),
+        (BASE.replace('"m"', '"/m"'), r"model\.source: '/m' leaves the folder.*--model"),
+        ('name = "../x"' + BASE, r"name: '\.\./x'"),
+        (BASE + '[[stage]]\nuse = "quantize"\n', r"stage\[2\]\.quantize: needs 'exported', which no earlier stage makes; put export before it"),
+        (BASE + '[[stage]]\nuse = "export"\n[[stage]]\nuse = "factorize-embeddings"\n', r"changes the model after export has written its files"),
+        (BASE + '[[stage]]\nuse = "distill-mobilebert"\nheads = 5\n', r"bottleneck_size 128 is not a multiple of heads 5"),
+    ],
+)
+def test_faults_are_named_with_their_place(tmp_path, text, message):
+    with pytest.raises(BadInput, match=message):
+        read(tmp_path, text)
+
+
+def test_unknown_preset_gets_a_suggestion():
+    with pytest.raises(BadInput, match="did you mean 'clinc150'"):
+        load_recipe("clinc15")
+
+
+def test_overrides_by_number_name_and_section(tmp_path):
+    recipe = read(tmp_path, BASE, "stage.1.epochs=2", "finetune.batch_size=8", "task.max_length=32", "seed=7", "budget.size_mb=1.5")
+    assert (recipe.stages[0].epochs, recipe.stages[0].batch_size, recipe.task.max_length, recipe.seed) == (2, 8, 32, 7)
+    assert recipe.budget.size_mb == 1.5
+
+
+@pytest.mark.parametrize("override", ["stage.9.epochs=2", "nonsense", "stage.fintune.epochs=1", "a.b.c.d=1"])
+def test_bad_overrides_are_refused(tmp_path, override):
+    with pytest.raises(BadInput, match="--set"):
+        read(tmp_path, BASE, override)
+
+
+def test_the_command_line_may_point_anywhere(tmp_path):
+    recipe = read(tmp_path, BASE, model="/abs/model", data="../data")
+    assert (recipe.model.source, recipe.task.data) == ("/abs/model", "../data")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_valid_and_their_lock_reads_back_as_the_same_recipe(name, tmp_path):
+    recipe = load_recipe(name)
+    path = tmp_path / f"{name}.toml"
+    path.write_text(lock_text(recipe))
+    again = load_recipe(str(path))
+    assert lock_text(again) == lock_text(recipe)
+    stage = tomllib.loads(lock_text(recipe))["stage"][0]
+    assert stage["use"] == "finetune"
+    assert "weight_decay" in stage, "defaults are written out"
