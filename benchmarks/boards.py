@@ -20,19 +20,21 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from device_bench import debian, emulator
 from device_bench.bench import EMULATED_TEXTS, Plan, bench
 from device_bench.lab import Place, parse_places
 from device_bench.runner_build import build_runner
 from device_bench.targets import LocalTarget
-from pipeline.flow.recipe import TaskSection
 from pipeline.tasks import load_data
+from pipeline.tasks.text_classification import TextClassification
 from runtimes.bundle import Bundle, open_bundle
 from tests.boards import vm
 from tests.boards.conftest import OF_THE_HOST
@@ -66,18 +68,29 @@ def main() -> int:
 
 def emulated(bundle: Bundle) -> dict[str, Any]:
     """Agreement and instructions of the quantized files on every processor, and whether a second count is the same."""
-    rows = load_data(TaskSection(data="clinc150", max_length=bundle.max_length), None).test
+    task = TextClassification(data="clinc150", max_length=bundle.max_length)
+    rows = load_data(task, None).test
     rows = rows[:: len(rows) // TEXTS][:TEXTS]
-    plan = Plan(files=quantized(bundle), texts=[row.text for row in rows], answers=[row.label for row in rows])
+    plan = Plan(files=quantized(bundle), examples=[task.example(row) for row in rows], score=accuracy(bundle, [row["label"] for row in rows]))
     places = parse_places(",".join(f"qemu:{cpu}" for cpu in CPUS))
     targets = bench(bundle, places, plan, say)["targets"]
-    few = replace(plan, texts=plan.texts[:EMULATED_TEXTS], answers=plan.answers[:EMULATED_TEXTS])
+    few = replace(plan, examples=plan.examples[:EMULATED_TEXTS], score=None)
     again = bench(bundle, places, few, say)["targets"]
     return {
         "texts": TEXTS,
         "targets": [{key: target[key] for key in ("name", "formats", "error", "refused", "agreement", "instructions")} for target in targets],
         "counts_repeat": [target["instructions"] for target in again] == [target["instructions"] for target in targets],
     }
+
+
+def accuracy(bundle: Bundle, answers: Sequence[str]) -> Callable[[Any], dict[str, float]]:
+    labels = bundle.labels["logits"]
+
+    def score(outputs: Sequence[Sequence[dict[str, np.ndarray]]]) -> dict[str, float]:
+        right = [labels[one["logits"].argmax()] == answer for (one,), answer in zip(outputs, answers, strict=True)]
+        return {"accuracy": 100 * float(np.mean(right))}
+
+    return score
 
 
 def quantized(bundle: Bundle) -> list[str]:
@@ -132,8 +145,8 @@ def checks(figures: dict[str, Any]) -> list[dict[str, Any]]:
         {"what": what, "value": value, "bound": bound, "mark": mark, "ok": value <= mark if bound == "<=" else value >= mark}
         for what, value, bound, mark in (
             ("targets that failed or refused a file", len(failed), "<=", 0),
-            ("texts answered otherwise, of all files and processors", sum(row["texts"] - row["same_answers"] for row in rows), "<=", 0),
-            ("files whose accuracy is another", sum(row["accuracy_percent"] != row["accuracy_here_percent"] for row in rows), "<=", 0),
+            ("texts answered otherwise, of all files and processors", sum(row["decisions"] - row["same_decisions"] for row in rows), "<=", 0),
+            ("files whose accuracy is another", sum(row["scores"] != row["scores_here"] for row in rows), "<=", 0),
             ("int8 ONNX files equal to this machine's in every bit", sum(row["same_bits"] for row in int8["onnx"]), ">=", len(int8["onnx"])),
             ("int8 TFLite files, worst difference in tolerances", far, "<=", 1.0),
             ("counts that repeat exactly", int(emulated["counts_repeat"]), ">=", 1),

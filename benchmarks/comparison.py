@@ -30,6 +30,7 @@ from device_bench.comparison import Comparison, Verdict, compare, read_bench
 from device_bench.measurement import Candidate, measure
 from device_bench.targets import AGENT, LocalTarget
 from runtimes.bundle import Bundle, open_bundle
+from runtimes.text import Encoding
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "comparison.json"
@@ -62,7 +63,7 @@ def main() -> int:
         planted = [verdict(a, b) for a, b in zip(plain, slowed, strict=False)]
     figures: dict[str, Any] = {
         "machine": {"cpu": conditions["cpu_model"], "isa": conditions["isa"], "cores": os.cpu_count(), "kernel": platform.release()},
-        "file": candidate.file, "texts": len(candidate.id_lists), "tier": TIER, "rounds": TIERS[TIER].rounds, "seconds": round(seconds, 1),
+        "file": candidate.file, "texts": len(candidate.inputs), "tier": TIER, "rounds": TIERS[TIER].rounds, "seconds": round(seconds, 1),
         "same": summary(same, Verdict.NOT_SEEN), "planted": summary(planted, Verdict.SLOWER),
     }  # fmt: skip
     figures["checks"] = checks(figures, options.runs)
@@ -83,13 +84,14 @@ def main() -> int:
 
 
 def smallest(bundle: Bundle) -> Candidate:
-    """The smallest file with its golden texts, shuffled, so that every stretch of them is a fair mix."""
+    """The smallest file with the inputs of its golden cases, shuffled, so that every stretch of them is a fair mix."""
     entry = min(bundle.models, key=lambda entry: bundle.path(entry).stat().st_size)
-    cases = list(bundle.golden_cases())
+    cases = [(given, wanted) for case in bundle.golden_cases() for given, wanted in zip(case["inputs"], case["outputs"][entry.file], strict=True)]
     cases = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))]
     return Candidate(
-        name=entry.file, path=bundle.path(entry), format=entry.format, file=entry.file, id_lists=[case["ids"] for case in cases],
-        golden_logits=np.array([case["logits"][entry.file] for case in cases], np.float32), tolerance=entry.tolerance, session=entry.session,
+        name=entry.file, path=bundle.path(entry), format=entry.format, file=entry.file, tolerance=entry.tolerance, session=entry.session,
+        inputs=[Encoding(given["ids"], given["types"]) for given, _ in cases],
+        golden=[{name: np.array(values, np.float32) for name, values in wanted.items()} for _, wanted in cases],
     )  # fmt: skip
 
 
@@ -104,7 +106,8 @@ def write_document(bundle: Bundle, candidate: Candidate, agent: Path, path: Path
     found = {"name": target.name, "emulated": False, "error": None, "conditions": rows[0]["conditions"], "measurements": rows}
     found |= {"refused": [], "sustained": [], "agreement": [], "instructions": []}
     document = {"format": FORMAT, "bundle": {"name": bundle.manifest["name"], "files": []}, "tier": TIER, "rounds": tier.rounds}
-    path.write_text(json.dumps(document | {"texts": len(candidate.id_lists), "targets": [found]}), encoding="utf-8")
+    document |= {"texts": len(candidate.inputs), "inputs": len(candidate.inputs), "targets": [found]}
+    path.write_text(json.dumps(document), encoding="utf-8")
 
 
 def verdict(a: Path, b: Path) -> Comparison:

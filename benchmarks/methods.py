@@ -37,7 +37,8 @@ from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.surgery import encoder_parameters
 from pipeline.stages.export import DESCRIPTION
 from pipeline.tasks import load_data
-from runtimes.text import TextEncoder
+from pipeline.reports.run_report import write_report
+from runtimes.text import Encoding, TextEncoder
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "methods.json"
@@ -92,7 +93,7 @@ POINTS = (
     Point("gates-ffn-50-gain", "prune-gates", "structure", 'ffn = 0.5; select = "gain"'),
     Point("gates-ffn-50-random", "prune-gates", "structure", 'ffn = 0.5; select = "random"'),
     Point("gates-heads-50-ffn-50", "prune-gates", "structure", "heads = 0.5; ffn = 0.5"),
-    Point("gates-hidden-25", "prune-gates", "structure", "ffn = 0.0; hidden = 0.25; epochs = 3"),
+    Point("gates-hidden-25", "prune-gates", "structure", "ffn = 0.0; hidden = 0.25; heal = { epochs = 3 }"),
     Point("neurons-ffn-50", "prune-neurons", "structure", "ffn = 0.5"),
     Point("neurons-ffn-75-attention-25", "prune-neurons", "structure", "ffn = 0.75; attention = 0.25"),
     Point("layerdrop-4", "layerdrop", "structure", "layers = 4; drop_epochs = 1"),
@@ -108,16 +109,16 @@ POINTS = (
     Point("proximal-blocks-60", "prune-proximal", "weights", 'form = "blocks"; sparsity = 0.6'),
     Point("proximal-structures-40", "prune-proximal", "structure", 'form = "structures"; sparsity = 0.4'),
     Point("svd-35", "factorize-svd", "structure", "removed = 0.35"),
-    Point("svd-35-healed", "factorize-svd", "structure", "removed = 0.35; epochs = 5"),
+    Point("svd-35-healed", "factorize-svd", "structure", "removed = 0.35; heal = { epochs = 5 }"),
     Point("flop-35", "factorize-flop", "structure", "removed = 0.35"),
     Point("svd-60", "factorize-svd", "structure", "removed = 0.6"),
     Point("flop-60", "factorize-flop", "structure", "removed = 0.6; gate_epochs = 4; gate_learning_rate = 0.1"),
-    Point("share-all-1", "share-layers", "storage", "groups = 1; transfer_epochs = 3"),
-    Point("share-all-2", "share-layers", "storage", "groups = 2; transfer_epochs = 3"),
-    Point("share-attention-1", "share-layers", "storage", 'share = "attention"; transfer_epochs = 2; epochs = 3'),
-    Point("share-ffn-1", "share-layers", "storage", 'share = "ffn"; transfer_epochs = 3'),
+    Point("share-all-1", "share-layers", "storage", "groups = 1; transfer = { epochs = 3 }"),
+    Point("share-all-2", "share-layers", "storage", "groups = 2; transfer = { epochs = 3 }"),
+    Point("share-attention-1", "share-layers", "storage", 'share = "attention"; transfer = { epochs = 2 }; heal = { epochs = 3 }'),
+    Point("share-ffn-1", "share-layers", "storage", 'share = "ffn"; transfer = { epochs = 3 }'),
     Point("quaternion", "quaternion", "storage", ""),
-    Point("quaternion-shorter", "quaternion", "storage", "transfer_epochs = 3; epochs = 2"),
+    Point("quaternion-shorter", "quaternion", "storage", "transfer = { epochs = 3 }; heal = { epochs = 2 }"),
 )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ class Made:
         recipe = load_recipe(str(path))
         if train_only:
             recipe.stages = [stage for stage in recipe.stages if stage.use in ("finetune", point.use)]
-        self.ledger = run(recipe, folder / point.name, cache, Progress())
+        self.ledger = run(recipe, folder / point.name, cache, Progress(), write_report)
         print(f"--- {point.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         self.folders = {}
         for record in self.ledger.records:
@@ -187,7 +188,7 @@ class Made:
         row = {
             "name": self.point.name, "use": self.point.use, "kind": self.point.kind, "options": self.point.options, "notes": method["notes"],
             "seconds": method["seconds"], "unique_params": count_unique_parameters(model), "layer_params": encoder_parameters(model),
-            "torch_test": method["subjects"][0]["accuracy"]["test"], "torch_validation": method["subjects"][0]["accuracy"]["validation"],
+            "torch_test": method["subjects"][0]["metrics"]["test"]["accuracy"], "torch_validation": method["subjects"][0]["metrics"]["validation"]["accuracy"],
             "multiply_adds": {"onnx": median_work(folded, lengths), "tflite": median_work(folded, padded)},
         }  # fmt: skip
         subjects = {s["file"]: s for r in self.ledger.records for s in r["subjects"] if s["file"]}
@@ -195,7 +196,7 @@ class Made:
             path = self.folders["quantized"] / file
             row[format_] = {
                 "size_bytes": path.stat().st_size, "download_bytes": compressed_bytes(path.read_bytes()),
-                "test": subjects[file]["accuracy"]["test"], "validation": subjects[file]["accuracy"]["validation"],
+                "test": subjects[file]["metrics"]["test"]["accuracy"], "validation": subjects[file]["metrics"]["validation"]["accuracy"],
             }  # fmt: skip
         return row
 
@@ -206,15 +207,15 @@ def median_work(folded: Any, lengths: np.ndarray) -> float:
 
 
 def timed_lengths(folders: dict[str, Path], recipe: Any) -> np.ndarray:
-    return np.array([len(ids) for ids in timed_texts(folders, recipe)])
+    return np.array([len(one.ids) for one in timed_texts(folders, recipe)])
 
 
-def timed_texts(folders: dict[str, Path], recipe: Any) -> list[list[int]]:
+def timed_texts(folders: dict[str, Path], recipe: Any) -> list[Encoding]:
     """Real test texts in an order in which every stretch is a fair mix."""
     rows = load_data(recipe.task, None).test
     drawn = np.random.default_rng(0).permutation(len(rows))[:TIMED_TEXTS]
     encoder = TextEncoder(folders["quantized"] / "tokenizer" / "tokenizer.json", recipe.task.max_length)
-    return encoder.encode_batch([rows[i].text for i in drawn])
+    return encoder.encode_batch([rows[i]["text"] for i in drawn], offsets=False)
 
 
 def time_files(made: list[Made], rows: list[dict[str, Any]], rounds: int) -> None:
@@ -238,7 +239,7 @@ def measure_widths(folder: Path, rounds: int) -> list[dict[str, Any]]:
     from exporters.quant_plan import QuantPlan
     from exporters.tflite_writer import write_tflite
 
-    candidates, texts = [], [[101, *range(2000, 2000 + WIDTH_TOKENS - 2), 102]] * WIDTH_TEXTS
+    candidates, texts = [], [Encoding([101, *range(2000, 2000 + WIDTH_TOKENS - 2), 102], [0] * WIDTH_TOKENS)] * WIDTH_TEXTS
     for width in WIDTHS:
         torch.manual_seed(0)
         config = EncoderConfig(layers=[layer_shape(12, 32, [width]) for _ in range(6)], num_labels=150)

@@ -32,10 +32,9 @@ from typing import Any
 import numpy as np
 from tables import peers_table
 
-from device_bench.agent.agent import latency_summary
+from device_bench.agent.agent import latency_summary, write_inputs
 from device_bench.measurement import WARMUP
 from device_bench.targets import AGENT, LocalTarget
-from device_bench.texts import write_texts
 from pipeline.flow.cache import Cache, digest, library_versions
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
@@ -314,7 +313,7 @@ def quality(case: Case, logits: np.ndarray) -> dict[str, Any]:
 
 
 def pack(path: Path, texts: list[list[int]]) -> Path:
-    write_texts(path, texts)
+    write_inputs(path, [(ids, [0] * len(ids)) for ids in texts])
     return path
 
 
@@ -361,7 +360,7 @@ def our_rows(case: Case, folder: Path) -> list[Row]:
     started = time.monotonic()
     files = ours(case, work)
     seconds = round(time.monotonic() - started, 1)
-    inputs = pack(work / "timed.texts", case.timed)
+    inputs = pack(work / "timed.inputs", case.timed)
     rows = []
     for name, path, file_format in files:
         say(f"{case.name}: {name}: logits")
@@ -389,9 +388,9 @@ def plan(case: Case) -> dict[str, Any]:
 
 def peer_rows(case: Case, folder: Path, options: argparse.Namespace, failed: list[dict[str, str]]) -> list[Row]:
     """A row for every variant of every peer that could be installed and converted; the others go to ``failed``."""
-    inputs = {"timed": pack(folder / "timed.texts", case.timed), "tested": pack(folder / "tested.texts", case.tested)}
+    inputs = {"timed": pack(folder / "timed.inputs", case.timed), "tested": pack(folder / "tested.inputs", case.tested)}
     if case.calibration is not None:
-        inputs["calibration"] = pack(folder / "calibration.texts", case.calibration)
+        inputs["calibration"] = pack(folder / "calibration.inputs", case.calibration)
     rows = []
     for peer in options.peer or PEERS:
         wanted = [name for name in PEERS[peer] if name in case.shape.rows]

@@ -2,9 +2,9 @@
 
     python benchmarks/runner.py BUNDLE [--record] [--rounds N]
 
-    latency   one text over and over on one thread, in turns: the loop (runner_loop.c, linked to the runtime, its clock read
+    latency   one input over and over on one thread, in turns: the loop (runner_loop.c, linked to the runtime, its clock read
               around batches alone), the runner, and the Python agent for information
-    memory    the peak of each with the same file and text; what the runner takes on top of the loop is its own, and what the
+    memory    the peak of each with the same file and input; what the runner takes on top of the loop is its own, and what the
               Python agent takes on top of Python with the runtime (bare_python.py)
 
 A round has every program once, in an order that turns; its figure is the median of its batches' means, so that somebody
@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from device_bench.agent.agent import write_inputs
 from device_bench.runner_build import SOURCES, build_runner, runner_arguments, runtime_library
 from device_bench.targets import AGENT, LocalTarget, parse_answer
-from device_bench.texts import write_texts
 from runtimes.bundle import Bundle, ModelEntry, open_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -75,12 +75,13 @@ def main() -> int:
 
 def compare(bundle: Bundle, entry: ModelEntry, runner: Path, folder: Path, rounds: int, batches: int) -> dict[str, Any]:
     """One file: latency in turns, then memory."""
-    ids = sorted((case["ids"] for case in bundle.golden_cases()), key=len)
-    text, library = ids[len(ids) // 2], runtime_library(entry.format)
-    write_texts(folder / "one.texts", [text])
+    inputs = sorted((one for case in bundle.golden_cases() for one in case["inputs"]), key=lambda one: len(one["ids"]))
+    middle, library = inputs[len(inputs) // 2], runtime_library(entry.format)
+    ids, types = middle["ids"], middle["types"]
+    write_inputs(folder / "one.inputs", [(ids, types)])
     loop = build_loop(entry.format, library, folder)
     job = {
-        "model": str(bundle.path(entry)), "format": entry.format, "threads": 1, "cores": None, "inputs": str(folder / "one.texts"),
+        "model": str(bundle.path(entry)), "format": entry.format, "threads": 1, "cores": None, "inputs": str(folder / "one.inputs"),
         "golden": None, "tolerance": 0.0, "mode": "latency", "cases": [{"case": "texts"}],
         "warmup": {"window": 16, "tolerance": 0.05, "max_seconds": WARMUP_SECONDS},
     }  # fmt: skip
@@ -100,10 +101,10 @@ def compare(bundle: Bundle, entry: ModelEntry, runner: Path, folder: Path, round
     ratios = [ours / loops for ours, loops in zip(medians["runner"], medians["loop"], strict=True)]
     weighed = {**job, "mode": "memory"}
     peaks = {program: run_agent(program, runner, library, weighed, folder)["memory"]["peak_bytes"] for program in ("runner", "agent")}
-    bare = {"loop": run_loop(loop, job, 1, 0, 1)["peak_bytes"], "python": peak_of_python(bundle.path(entry), text)}
+    bare = {"loop": run_loop(loop, job, 1, 0, 1)["peak_bytes"], "python": peak_of_python(bundle.path(entry), ids, types)}
     own = {"runner": peaks["runner"] - bare["loop"], "agent": peaks["agent"] - bare["python"]}
     return {
-        "file": entry.file, "tokens": len(text), "latency_ms": {program: round(statistics.median(ms), 5) for program, ms in medians.items()},
+        "file": entry.file, "tokens": len(ids), "latency_ms": {program: round(statistics.median(ms), 5) for program, ms in medians.items()},
         "ratios": [round(ratio, 4) for ratio in ratios], "runner_ratio": round(statistics.median(ratios), 4),
         "peak_bytes": {**bare, **peaks}, "own_memory_mb": {program: round(more / 1e6, 2) for program, more in own.items()},
     }  # fmt: skip
@@ -131,8 +132,8 @@ def run_loop(loop: Path, job: dict[str, Any], warmup: int, batches: int, inferen
     return json.loads(done.stdout)
 
 
-def peak_of_python(model: Path, ids: list[int]) -> int:
-    command = [sys.executable, str(BARE_PYTHON), str(model), ",".join(map(str, ids))]
+def peak_of_python(model: Path, ids: list[int], types: list[int]) -> int:
+    command = [sys.executable, str(BARE_PYTHON), str(model), ",".join(map(str, ids)), ",".join(map(str, types))]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -1,6 +1,6 @@
-/* What an app's own code in C sees: a model loaded once, one text again and again, the clock read around batches alone.
+/* What an app's own code in C sees: a model loaded once, one input again and again, the clock read around batches alone.
  *
- *   runner_loop MODEL TEXTS WARMUP BATCHES INFERENCES
+ *   runner_loop MODEL INPUTS WARMUP BATCHES INFERENCES
  *
  * Linked to the runtime, compiled with -DONNX or -DTFLITE; shares nothing with the runner that it is compared with. Prints
  * {"batch_mean_ns": [...], "peak_bytes": N}. Anything that goes wrong ends it with a word on standard error and exit code 1.
@@ -20,27 +20,34 @@ static void check(int ok, const char *what)
     }
 }
 
+enum { MOST_OUTPUTS = 8 };
 static volatile float sink;
+
+/* What an input of the model holds at place i of its `length` tokens. */
+static int32_t token(const char *name, const int32_t *ids, const int32_t *types, int i)
+{
+    return strcmp(name, "input_ids") == 0 ? ids[i] : strcmp(name, "attention_mask") == 0 ? 1 : types[i];
+}
 
 #ifdef ONNX
 /* Places in ONNX Runtime's table of functions, in which nothing ever moves. */
-enum { CREATE_ENV = 3, NO_TELEMETRY = 6, CREATE_SESSION = 7, RUN = 9, CREATE_OPTIONS = 10, INTRA = 24, INTER = 25, INPUTS = 30 };
+enum { CREATE_ENV = 3, NO_TELEMETRY = 6, CREATE_SESSION = 7, RUN = 9, CREATE_OPTIONS = 10, INTRA = 24, INTER = 25, INPUTS = 30, OUTPUTS = 31 };
 enum { INPUT_NAME = 36, OUTPUT_NAME = 37, TENSOR = 49, DATA = 51, CPU_MEMORY = 69, ALLOCATOR = 78, RELEASE_VALUE = 96 };
 struct base {
     void *const *(*get_api)(uint32_t);
 };
 const struct base *OrtGetApiBase(void);
 static void *const *api;
-static void *session, *inputs[3], *output;
-static char *input_names[3], *output_name;
-static size_t input_count;
+static void *session, *inputs[3], *outputs[MOST_OUTPUTS];
+static char *input_names[3], *output_names[MOST_OUTPUTS];
+static size_t input_count, output_count;
 static void *(*run)(void *, void *, char *const *, void *const *, size_t, char *const *, size_t, void **);
 static void *(*get_data)(void *, void **);
 static void (*release)(void *);
 
 #define CALL(place, types, ...) check(((void *(*)types)api[place])(__VA_ARGS__) == NULL, #place)
 
-static void load(const char *model, const int32_t *ids, int length)
+static void load(const char *model, const int32_t *ids, const int32_t *types, int length)
 {
     void *env, *options, *memory, *allocator;
     int64_t shape[] = {1, length};
@@ -55,12 +62,15 @@ static void load(const char *model, const int32_t *ids, int length)
     CALL(ALLOCATOR, (void **), &allocator);
     CALL(CPU_MEMORY, (int, int, void **), 1, 0, &memory);
     CALL(INPUTS, (void *, size_t *), session, &input_count);
-    CALL(OUTPUT_NAME, (void *, size_t, void *, char **), session, (size_t)0, allocator, &output_name);
+    CALL(OUTPUTS, (void *, size_t *), session, &output_count);
+    check(output_count <= MOST_OUTPUTS, "counting outputs");
+    for (size_t output = 0; output < output_count; output++)
+        CALL(OUTPUT_NAME, (void *, size_t, void *, char **), session, output, allocator, &output_names[output]);
     for (size_t input = 0; input < input_count && input < 3; input++) {
         int64_t *row = calloc((size_t)length, sizeof *row);
         CALL(INPUT_NAME, (void *, size_t, void *, char **), session, input, allocator, &input_names[input]);
         for (int i = 0; i < length; i++)
-            row[i] = strcmp(input_names[input], "input_ids") == 0 ? ids[i] : strcmp(input_names[input], "attention_mask") == 0;
+            row[i] = token(input_names[input], ids, types, i);
         CALL(TENSOR, (void *, void *, size_t, int64_t *, size_t, int, void **), memory, row, (size_t)length * sizeof *row, shape, (size_t)2, 7, &inputs[input]);
     }
     run = (void *(*)(void *, void *, char *const *, void *const *, size_t, char *const *, size_t, void **))api[RUN];
@@ -70,12 +80,14 @@ static void load(const char *model, const int32_t *ids, int length)
 
 static void infer(void)
 {
-    float *logits;
-    output = NULL;
-    check(run(session, NULL, input_names, inputs, input_count, &output_name, 1, &output) == NULL, "Run");
-    check(get_data(output, (void **)&logits) == NULL, "GetTensorMutableData");
-    sink = logits[0];
-    release(output);
+    float *values;
+    memset(outputs, 0, sizeof outputs);
+    check(run(session, NULL, input_names, inputs, input_count, output_names, output_count, outputs) == NULL, "Run");
+    for (size_t output = 0; output < output_count; output++) {
+        check(get_data(outputs[output], (void **)&values) == NULL, "GetTensorMutableData");
+        sink = values[0];
+        release(outputs[output]);
+    }
 }
 #else
 struct tensor_type {
@@ -95,6 +107,7 @@ int LiteRtGetNumModelSignatures(void *, size_t *);
 int LiteRtGetModelSignature(void *, size_t, void **);
 int LiteRtGetSignatureKey(void *, const char **);
 int LiteRtGetNumSignatureInputs(void *, size_t *);
+int LiteRtGetNumSignatureOutputs(void *, size_t *);
 int LiteRtGetSignatureInputName(void *, size_t, const char **);
 int LiteRtGetSignatureInputTensorByIndex(void *, size_t, void **);
 int LiteRtGetSignatureOutputTensorByIndex(void *, size_t, void **);
@@ -105,14 +118,14 @@ int LiteRtCreateManagedTensorBufferFromRequirements(void *, const struct tensor_
 int LiteRtLockTensorBuffer(void *, void **, int);
 int LiteRtUnlockTensorBuffer(void *);
 int LiteRtRunCompiledModel(void *, size_t, size_t, void **, size_t, void **);
-static void *compiled, *inputs[3], *output;
+static void *compiled, *inputs[3], *outputs[MOST_OUTPUTS];
 static int32_t *rows[3];
-static float *logits;
-static size_t chosen, input_count, row_bytes, result_bytes;
+static float *results[MOST_OUTPUTS];
+static size_t chosen, input_count, output_count, row_bytes, result_bytes[MOST_OUTPUTS];
 
 #define CALL(name, ...) check(LiteRt##name(__VA_ARGS__) == 0, #name)
 
-static void load(const char *model_path, const int32_t *ids, int length)
+static void load(const char *model_path, const int32_t *ids, const int32_t *types, int length)
 {
     void *environment, *model, *options, *cpu, *signature, *chosen_signature = NULL, *tensor, *requirements;
     struct tensor_type type;
@@ -146,18 +159,24 @@ static void load(const char *model_path, const int32_t *ids, int length)
         CALL(GetSignatureInputName, chosen_signature, input, &name);
         rows[input] = calloc(1, row_bytes);
         for (int i = 0; i < length; i++)
-            rows[input][i] = strcmp(name, "input_ids") == 0 ? ids[i] : strcmp(name, "attention_mask") == 0;
+            rows[input][i] = token(name, ids, types, i);
         CALL(GetSignatureInputTensorByIndex, chosen_signature, input, &tensor);
         CALL(GetRankedTensorType, tensor, &type);
         CALL(GetCompiledModelInputBufferRequirements, compiled, chosen, input, &requirements);
         CALL(CreateManagedTensorBufferFromRequirements, environment, &type, requirements, &inputs[input]);
     }
-    CALL(GetSignatureOutputTensorByIndex, chosen_signature, 0, &tensor);
-    CALL(GetRankedTensorType, tensor, &type);
-    CALL(GetCompiledModelOutputBufferRequirements, compiled, chosen, 0, &requirements);
-    CALL(CreateManagedTensorBufferFromRequirements, environment, &type, requirements, &output);
-    result_bytes = (size_t)type.words[3] * sizeof *logits; /* [1, classes] behind the element type and the rank */
-    logits = malloc(result_bytes);
+    CALL(GetNumSignatureOutputs, chosen_signature, &output_count);
+    check(output_count <= MOST_OUTPUTS, "counting outputs");
+    for (size_t output = 0; output < output_count; output++) {
+        CALL(GetSignatureOutputTensorByIndex, chosen_signature, output, &tensor);
+        CALL(GetRankedTensorType, tensor, &type);
+        CALL(GetCompiledModelOutputBufferRequirements, compiled, chosen, output, &requirements);
+        CALL(CreateManagedTensorBufferFromRequirements, environment, &type, requirements, &outputs[output]);
+        result_bytes[output] = sizeof(float);
+        for (int axis = 0; axis < (type.words[1] & 0x7f); axis++) /* the element type, the rank, the dimensions */
+            result_bytes[output] *= (size_t)type.words[2 + axis];
+        results[output] = malloc(result_bytes[output]);
+    }
 }
 
 static void infer(void)
@@ -168,11 +187,13 @@ static void infer(void)
         memcpy(memory, rows[input], row_bytes);
         CALL(UnlockTensorBuffer, inputs[input]);
     }
-    CALL(RunCompiledModel, compiled, chosen, input_count, inputs, 1, &output);
-    CALL(LockTensorBuffer, output, &memory, 0);
-    memcpy(logits, memory, result_bytes);
-    CALL(UnlockTensorBuffer, output);
-    sink = logits[0];
+    CALL(RunCompiledModel, compiled, chosen, input_count, inputs, output_count, outputs);
+    for (size_t output = 0; output < output_count; output++) {
+        CALL(LockTensorBuffer, outputs[output], &memory, 0);
+        memcpy(results[output], memory, result_bytes[output]);
+        CALL(UnlockTensorBuffer, outputs[output]);
+        sink = results[output][0];
+    }
 }
 #endif
 
@@ -197,13 +218,15 @@ static long peak_bytes(void)
 
 int main(int count, char **arguments)
 {
-    int32_t words[1024];
+    /* "PBI3", one input, no outputs, where it begins and ends, its ids, their types */
+    int32_t words[4096];
     check(count == 6, "the command line");
-    FILE *texts = fopen(arguments[2], "rb");
-    check(texts != NULL && fread(words, sizeof *words, 1024, texts) > 4 && words[0] == 1, "reading one text");
-    fclose(texts);
+    FILE *file = fopen(arguments[2], "rb");
+    size_t read = file == NULL ? 0 : fread(words, sizeof *words, 4096, file);
+    check(read > 5 && memcmp(words, "PBI3", 4) == 0 && words[1] == 1 && words[2] == 0 && read == 5 + 2 * (size_t)words[4], "reading one input");
+    fclose(file);
     long warmup = atol(arguments[3]), batches = atol(arguments[4]), inferences = atol(arguments[5]);
-    load(arguments[1], words + 4, words[3]);
+    load(arguments[1], words + 5, words + 5 + words[4], words[4]);
     for (long i = 0; i < warmup; i++)
         infer();
     printf("{\"batch_mean_ns\": [");

@@ -20,11 +20,11 @@ import torch
 from pipeline.flow.cache import Cache
 from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
-from pipeline.learning.losses import logit_loss
 from pipeline.learning.teacher import collect
-from pipeline.learning.training import half_precision
 from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.inference import half_precision
 from pipeline.tasks import load_data
+from pipeline.tasks.base import Task
 from pipeline.tasks.batches import EncodedTexts, make_batch, shuffled_rows
 
 ROUNDS, STEPS = 5, 40
@@ -36,27 +36,25 @@ def main() -> int:
     folders = {entry["stage"]: cache.root / "stages" / entry["key"] for entry in cache.entries()}
     teacher = Checkpoint.load(folders["prune-vocab"] / "model")
     student = Checkpoint.load(folders["distill-mobilebert"] / "model").model.train()
-    data = load_data(load_recipe("clinc150").task, None)
-    texts = teacher.encode(data.train, {label: i for i, label in enumerate(data.labels)}, 64)
+    task = load_recipe("clinc150").task
+    data = load_data(task, None)
+    texts = task.encode(teacher.tokenizer, data.train, data, teacher.model.config.pad_token_id)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     with tempfile.TemporaryDirectory() as name:
         started = time.monotonic()
         outputs = collect(teacher.model, texts, Path(name) / "cache", Progress(quiet=True))
         collect_seconds = time.monotonic() - started
 
-        def cached(rows, batch):
-            return outputs.logits[torch.from_numpy(rows)]
-
         @torch.no_grad()
-        def running(rows, batch):
+        def running(batch):
             with half_precision():
-                return teacher.model(batch.input_ids, batch.attention_mask).logits.float()
+                return teacher.model.outputs(batch)
 
         seconds: dict[str, list[float]] = {"cached": [], "running": []}
         for turn in range(ROUNDS):
             batches = shuffled_rows(texts, BATCH, 0, turn)[:STEPS]
-            for kind, expected in (("cached", cached), ("running", running)):
-                seconds[kind].append(timed(student, optimizer, texts, batches, expected))
+            for kind, expected in (("cached", outputs.outputs), ("running", running)):
+                seconds[kind].append(timed(task, student, optimizer, texts, batches, expected))
     cached_seconds, running_seconds = (statistics.median(seconds[kind]) for kind in ("cached", "running"))
     steps = len(texts) / BATCH / STEPS
     print(json.dumps({
@@ -66,14 +64,14 @@ def main() -> int:
     return 0
 
 
-def timed(student, optimizer, texts: EncodedTexts, batches, expected) -> float:
+def timed(task: Task, student, optimizer, texts: EncodedTexts, batches, expected) -> float:
     """Seconds of one training step per batch."""
     started = time.monotonic()
     for rows in batches:
         batch = make_batch(texts, rows)
-        wanted = expected(rows, batch)
+        wanted = expected(batch)
         with half_precision():
-            loss = logit_loss(student(batch.input_ids, batch.attention_mask).logits, wanted, 2.0)
+            loss = task.soft_loss(student.outputs(batch), wanted, batch, 2.0)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

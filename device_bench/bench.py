@@ -4,14 +4,17 @@ This machine is measured alone; then boards and phones, each in its own thread, 
 processors this machine has. A place that fails says why in the document and never stops the others; what it gave before it
 failed is kept.
 
-The document, ``{"format": "pocketbert bench 1", ...}``: ``bundle`` (name, files with precision, size_bytes, sha256), ``tier``,
-``rounds``, ``texts`` (how many), ``texts_sha256``, ``texts_from``, and ``targets``, one object per place: ``name``, ``on``, ``emulated``,
+The document, ``{"format": "pocketbert bench 2", ...}``: ``bundle`` (name, files with precision, size_bytes, sha256), ``tier``,
+``rounds``, ``texts`` (how many examples of the task), ``inputs`` (how many sequences of tokens they are, which is what a sample
+of a latency is of), ``texts_sha256``, ``texts_from``, and ``targets``, one object per place: ``name``, ``on``, ``emulated``,
 ``error`` (null, or kind, message, exit_code), ``conditions`` and ``formats`` (of the agent's mode info), ``measurements``
 (rows of :func:`measurement.measure` with every sample, and ``repeat``: the second measurement of the first file),
 ``refused`` (file, error), ``sustained`` (name, file, threads, conditions, windows), ``benchmark_model`` (rows of
 :func:`benchmark_model.measure_signatures` with ``file``, where a lab file names that binary); and for emulated ones ``agreement``
-(file, texts, worst_difference, tolerance, same_bits, same_answers, accuracy_percent there and accuracy_here_percent) and
-``instructions`` (file, texts, total_per_text: the median, totals, by_class). An emulated target has no measurements.
+(file, texts, inputs, worst_difference of any value of any output, tolerance, same_bits, decisions, same_decisions: how many
+of these are the same there and here, scores there and scores_here: metrics by name, null without answers) and ``instructions``
+(file, texts: how many inputs were counted, total_per_text: the median, totals, by_class). An emulated target has no
+measurements. A decision is a class, a tag, or an end of an answer; numbers and vectors decide nothing.
 
 What this does not do: decide whether a difference is real (``comparison.py``); print (``pipeline`` does).
 """
@@ -23,7 +26,7 @@ import math
 import statistics
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,18 +34,19 @@ from typing import Any
 
 import numpy as np
 
+from device_bench.agent.agent import AgentError, read_inputs
 from device_bench.lab import Place, open_target
 from device_bench.measurement import WARMUP, Candidate, Care, job_of, measure
 from device_bench.targets import OutOfMemory, Target
-from device_bench.texts import write_texts
 from runtimes.backends import installed_formats, load_model
 from runtimes.bundle import Bundle, ModelEntry, file_sha256
+from runtimes.decode.base import Decoder, Outputs
 from runtimes.errors import BadInput, IntegrityError, PocketbertError
-from runtimes.text import TextEncoder
+from runtimes.text import Encoding, TextEncoder
 
-FORMAT = "pocketbert bench 1"
+FORMAT = "pocketbert bench 2"
 EMULATED_TEXTS = 16
-"""Texts an emulator counts instructions for; an inference takes it seconds."""
+"""Inputs an emulator counts instructions for; an inference takes it seconds."""
 REPEAT = " (again)"
 CARE = Care(cool_down_s=60.0, max_noise=0.05, extra_rounds=3)
 
@@ -66,8 +70,9 @@ class Plan:
     """What to measure.
 
     Args:
-        texts: real texts of the task, measured as they come; the bundle's golden cases if empty.
-        answers: their labels, for accuracy there against accuracy here; empty if unknown.
+        examples: real examples of the task, what `predict` takes, measured as they come; the bundle's golden cases if empty.
+        score: metrics by name, from the outputs of each example's inputs, in the order of ``examples``; for the scores there
+            against the scores here. None if the right answers are unknown.
         files: files of the bundle; all if empty.
         threads: counts for places that name none; one and all strong cores of the place if empty.
         lengths: fixed lengths in tokens; those above the bundle's max_length are left out.
@@ -77,8 +82,8 @@ class Plan:
     """
 
     tier: str = "quick"
-    texts: Sequence[str] = ()
-    answers: Sequence[str] = ()
+    examples: Sequence[Mapping[str, str]] = ()
+    score: Callable[[Sequence[Sequence[Outputs]]], dict[str, float]] | None = None
     files: Sequence[str] = ()
     threads: Sequence[int] = ()
     lengths: Sequence[int] = (16, 32, 64)
@@ -88,13 +93,38 @@ class Plan:
     care: Care = CARE
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is measured everywhere: the examples, encoded once.
+
+    Args:
+        inputs: of each example; a pair of texts may be two, a long text several.
+        candidates: in the order of ``entries``, with the inputs of all examples.
+    """
+
+    examples: Sequence[Mapping[str, str]]
+    inputs: Sequence[Sequence[Encoding]]
+    decoder: Decoder
+    entries: Sequence[ModelEntry]
+    candidates: Sequence[Candidate]
+
+    def of(self, entries: Sequence[ModelEntry]) -> list[Candidate]:
+        return [candidate for entry, candidate in zip(self.entries, self.candidates, strict=True) if entry in entries]
+
+    def by_example(self, outputs: Sequence[Outputs]) -> list[list[Outputs]]:
+        """Outputs of all inputs, as the outputs of each example's."""
+        remaining = iter(outputs)
+        return [[next(remaining) for _ in inputs] for inputs in self.inputs]
+
+
 def bench(bundle: Bundle, places: Sequence[Place], plan: Plan, say: Say) -> dict[str, Any]:
     """The document of every place; those that failed carry an ``error`` there.
 
     Raises:
-        BadInput: a plan that no place could follow: an unknown tier or file, or answers that do not go with the texts.
+        BadInput: a plan that no place could follow: an unknown tier or file, an example that the task cannot encode, or a score
+            without examples.
     """
-    entries = _chosen(bundle, plan)
+    work = _prepared(bundle, _chosen(bundle, plan), plan)
     say_safely, lock = _locked(say), threading.Semaphore(1)
     open_targets: list[Target] = []
 
@@ -108,9 +138,9 @@ def bench(bundle: Bundle, places: Sequence[Place], plan: Plan, say: Say) -> dict
             with target:
                 if target.emulated:
                     with lock:
-                        _emulate(target, bundle, entries, plan, found, say_safely)
+                        _emulate(target, bundle, work, plan, found, say_safely)
                 else:
-                    _time(target, place, bundle, entries, plan, found, say_safely)
+                    _time(target, place, bundle, work, plan, found, say_safely)
         except PocketbertError as error:
             say_safely(f"{place.label}: {str(error).removeprefix(f'{place.label}: ')}")
             found["error"] = _described(error)
@@ -129,12 +159,12 @@ def bench(bundle: Bundle, places: Sequence[Place], plan: Plan, say: Say) -> dict
                 for target in open_targets:
                     target.stop()
                 raise
-    texts = _texts(bundle, plan)
-    shown = {"name": bundle.manifest["name"], "files": [_file(bundle, entry) for entry in entries]}
+    shown = {"name": bundle.manifest["name"], "files": [_file(bundle, entry) for entry in work.entries]}
+    lines = ["\t".join(example[column] for column in work.decoder.columns if column in example) for example in work.examples]
     return {
         "format": FORMAT, "bundle": shown, "tier": plan.tier, "rounds": TIERS[plan.tier].rounds,
-        "texts": len(texts), "texts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
-        "texts_from": "file" if plan.texts else "golden cases",
+        "texts": len(work.examples), "inputs": sum(map(len, work.inputs)),
+        "texts_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(), "texts_from": "file" if plan.examples else "golden cases",
         "targets": [done[place.label] for place in places],
     }  # fmt: skip
 
@@ -149,9 +179,8 @@ def failed(document: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _time(target: Target, place: Place, bundle: Bundle, entries: list[ModelEntry], plan: Plan, found: dict[str, Any], say: Say) -> None:
-    entries = _that_run_there(target, entries, found)
-    tier, candidates = TIERS[plan.tier], _candidates(bundle, entries, plan)
+def _time(target: Target, place: Place, bundle: Bundle, work: Work, plan: Plan, found: dict[str, Any], say: Say) -> None:
+    tier, candidates = TIERS[plan.tier], work.of(_that_run_there(target, work.entries, found))
     threads = list(place.threads) or list(plan.threads) or _thread_counts(found["conditions"])
     again = [replace(candidates[0], name=candidates[0].name + REPEAT)] if plan.repeat else []
     lengths = [length for length in plan.lengths if length <= bundle.max_length]
@@ -175,7 +204,7 @@ def _time(target: Target, place: Place, bundle: Bundle, entries: list[ModelEntry
         found["benchmark_model"] = _time_officially(target, candidates, place, threads, lengths, say)
 
 
-def _that_run_there(target: Target, entries: list[ModelEntry], found: dict[str, Any]) -> list[ModelEntry]:
+def _that_run_there(target: Target, entries: Sequence[ModelEntry], found: dict[str, Any]) -> list[ModelEntry]:
     info = target.info()
     found["conditions"], found["formats"] = info["conditions"], info["formats"]
     fitting = [entry for entry in entries if entry.runs_on(info["formats"])]
@@ -218,27 +247,33 @@ def _time_officially(
     return rows
 
 
-def _emulate(target: Target, bundle: Bundle, entries: list[ModelEntry], plan: Plan, found: dict[str, Any], say: Say) -> None:
+def _emulate(target: Target, bundle: Bundle, work: Work, plan: Plan, found: dict[str, Any], say: Say) -> None:
     """What an emulator can tell: whether outputs agree with this machine's, and how many instructions they take."""
-    entries = _that_run_there(target, entries, found)
+    entries = _that_run_there(target, work.entries, found)
     here = installed_formats()
     with tempfile.TemporaryDirectory(prefix="pocketbert-bench-") as name:
         folder = Path(name)
-        for candidate, entry in zip(_candidates(bundle, entries, plan), entries, strict=True):
+        for candidate, entry in zip(work.of(entries), entries, strict=True):
             job = job_of(candidate, folder, None) | {"threads": 1}
             try:
                 if entry.runs_on(here):
                     say(f"{target.name}: {candidate.name}: outputs")
-                    shape = target.run(job | {"mode": "outputs", "output": str(folder / "logits")})["shape"]
-                    there = np.fromfile(folder / "logits", "<f4").reshape(shape)
-                    found["agreement"].append(_agreement(bundle, entry, candidate, plan, there))
+                    target.run(job | {"mode": "outputs", "output": str(folder / "outputs")})
+                    found["agreement"].append(_agreement(bundle, entry, candidate, work, plan, _read_outputs(folder / "outputs")))
                 if target.counts_instructions:
                     say(f"{target.name}: {candidate.name}: instructions")
-                    write_texts(folder / "few.texts", candidate.id_lists[:EMULATED_TEXTS])
-                    counts = target.run(job | {"mode": "count", "inputs": str(folder / "few.texts")})["instructions"]
-                    found["instructions"].append(_counted(candidate, counts))
+                    few = job_of(replace(candidate, inputs=candidate.inputs[:EMULATED_TEXTS]), folder / "few", None) | {"threads": 1}
+                    found["instructions"].append(_counted(candidate, target.run(few | {"mode": "count"})["instructions"]))
             except (BadInput, IntegrityError, OutOfMemory) as error:
                 found["refused"].append({"file": candidate.file, "error": _described(error)})
+
+
+def _read_outputs(path: Path) -> list[Outputs]:
+    """What a target wrote, for every input."""
+    try:
+        return read_inputs(str(path))[1]
+    except AgentError as error:
+        raise IntegrityError(f"{error}; the outputs did not arrive whole") from error
 
 
 def _counted(candidate: Candidate, counts: list[dict[str, int]]) -> dict[str, Any]:
@@ -249,46 +284,58 @@ def _counted(candidate: Candidate, counts: list[dict[str, int]]) -> dict[str, An
     }  # fmt: skip
 
 
-def _agreement(bundle: Bundle, entry: ModelEntry, candidate: Candidate, plan: Plan, there: np.ndarray) -> dict[str, Any]:
+def _agreement(bundle: Bundle, entry: ModelEntry, candidate: Candidate, work: Work, plan: Plan, there: Sequence[Outputs]) -> dict[str, Any]:
     model = load_model(bundle.path(entry), session=entry.session)
-    here = np.stack([model.logits(list(ids)) for ids in candidate.id_lists]).reshape(there.shape)
-
-    def accuracy(logits: np.ndarray) -> float | None:
-        if not plan.answers:
-            return None
-        return round(100 * float(np.mean([bundle.labels[best] == answer for best, answer in zip(logits.argmax(1), plan.answers, strict=True)])), 3)
-
+    here = [model.run(one.ids, one.types) for one in candidate.inputs]
+    pairs = list(zip(there, here, strict=True))
+    decided = [(work.decoder.decisions(one), work.decoder.decisions(other)) for one, other in pairs]
     return {
-        "file": entry.file, "texts": len(there), "worst_difference": float(np.abs(there - here).max()), "tolerance": entry.tolerance,
-        "same_bits": bool((there == here).all()), "same_answers": int((there.argmax(1) == here.argmax(1)).sum()),
-        "accuracy_percent": accuracy(there), "accuracy_here_percent": accuracy(here),
+        "file": entry.file, "texts": len(work.examples), "inputs": len(pairs),
+        "worst_difference": float(np.max([np.abs(one[name] - other[name]).max() for one, other in pairs for name in other])),
+        "tolerance": entry.tolerance, "same_bits": all(np.array_equal(one[name], other[name]) for one, other in pairs for name in other),
+        "decisions": sum(len(other) for _, other in decided), "same_decisions": sum(int((one == other).sum()) for one, other in decided),
+        "scores": _scores(work, plan, there), "scores_here": _scores(work, plan, here),
     }  # fmt: skip
 
 
-def _candidates(bundle: Bundle, entries: list[ModelEntry], plan: Plan) -> list[Candidate]:
-    """Golden texts first, because the agents prove the file with them."""
-    texts = _texts(bundle, plan)
-    id_lists = TextEncoder(bundle.tokenizer_file, bundle.max_length).encode_batch(texts)
-    golden = list(bundle.golden_cases())
-    return [
+def _scores(work: Work, plan: Plan, outputs: Sequence[Outputs]) -> dict[str, float] | None:
+    return None if plan.score is None else {name: round(value, 3) for name, value in plan.score(work.by_example(outputs)).items()}
+
+
+def _prepared(bundle: Bundle, entries: Sequence[ModelEntry], plan: Plan) -> Work:
+    decoder, golden = bundle.decoder(), list(bundle.golden_cases())
+    examples = list(plan.examples) or [case["example"] for case in golden]
+    encoder = TextEncoder(bundle.tokenizer_file, bundle.max_length)
+    inputs = [_encoded(decoder, encoder, example, number) for number, example in enumerate(examples, start=1)]
+    proofs = [Encoding(one["ids"], one["types"]) for case in golden for one in case["inputs"]]
+    candidates = [
         Candidate(
-            name=entry.file, path=bundle.path(entry), format=entry.format, file=entry.file, id_lists=id_lists,
-            golden_logits=np.array([case["logits"][entry.file] for case in golden], np.float32), golden_ids=[case["ids"] for case in golden],
+            name=entry.file, path=bundle.path(entry), format=entry.format, file=entry.file,
+            inputs=[one for encoded in inputs for one in encoded], golden=_golden_outputs(golden, entry.file), golden_inputs=proofs,
             tolerance=entry.tolerance, session=entry.session,
         )
         for entry in entries
     ]  # fmt: skip
+    return Work(examples, inputs, decoder, entries, candidates)
 
 
-def _texts(bundle: Bundle, plan: Plan) -> list[str]:
-    return list(plan.texts) or [case["text"] for case in bundle.golden_cases()]
+def _encoded(decoder: Decoder, encoder: TextEncoder, example: Mapping[str, str], number: int) -> list[Encoding]:
+    try:
+        return decoder.encode(encoder, decoder.example(example))
+    except BadInput as error:
+        raise BadInput(f"example {number}: {error}") from error
+
+
+def _golden_outputs(cases: Sequence[Mapping[str, Any]], file: str) -> list[dict[str, np.ndarray]]:
+    """Outputs of a file for every input of the golden cases."""
+    return [{name: np.array(values, np.float32) for name, values in one.items()} for case in cases for one in case["outputs"][file]]
 
 
 def _chosen(bundle: Bundle, plan: Plan) -> list[ModelEntry]:
     if plan.tier not in TIERS:
         raise BadInput(f"tier {plan.tier!r}: known are {', '.join(TIERS)}")
-    if plan.answers and len(plan.answers) != len(plan.texts):
-        raise BadInput(f"{len(plan.answers)} answers for {len(plan.texts)} texts")
+    if plan.score is not None and not plan.examples:
+        raise BadInput("a score needs the examples whose answers it knows; golden cases have none")
     known = [entry.file for entry in bundle.models]
     unknown = [file for file in plan.files if file not in known]
     if unknown:

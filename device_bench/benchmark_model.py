@@ -1,7 +1,7 @@
 """TFLite's official ``benchmark_model`` as a second engine on a phone: run it per signature, read its log.
 
 The binary is the user's (TensorFlow Lite's or LiteRT's). It fills the inputs with random numbers and cannot compare outputs, so
-the project's own runner proves the file with its golden texts first. Its logs have said the same since 2019, in changing words:
+the project's own runner proves the file with its golden cases first. Its logs have said the same since 2019, in changing words:
 how long the session took to initialize, two lines of statistics in microseconds (warm-up, inferences; newer ones with
 percentiles), a summary, and, but for the oldest, what memory grew by.
 
@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from device_bench.agent.agent import read_inputs
 from device_bench.targets.adb import AdbTarget
 from device_bench.tflite_signatures import Signature, read_signatures
 from runtimes.errors import BadInput, TargetUnreachable
@@ -60,14 +59,14 @@ def measure_signatures(
     Args:
         job: model, format ("tflite"), threads, cores, inputs (their largest id bounds the random ones), golden and tolerance,
             as the agents have them; its other keys are not read.
-        lengths: the signatures that would serve texts of so many tokens; all signatures if empty.
+        lengths: the signatures that would serve inputs of so many tokens; all signatures if empty.
         xnnpack: switch its delegate on or off; None leaves it to the binary.
         warmup_runs, runs, min_seconds: what the binary does at least; ``count`` in the answer says what it did.
 
     Returns:
         One dict per signature, with: engine, target, threads, case ("length"), length (tokens), golden ("c runner" if it was
         checked, by the runner and with its own runtime; None if the job has none), inputs ("in range": ids up to that of the
-        texts under a full mask; "any": what the binary likes), init_ms, first_inference_ms, warmup {count, mean_ms, ...},
+        job's under a full mask; "any": what the binary likes), init_ms, first_inference_ms, warmup {count, mean_ms, ...},
         count, mean_ms, min_ms, max_ms, std_ms, p5_ms, p50_ms, p95_ms (None where it does not print them), memory
         {init_bytes, overall_bytes, peak_bytes: growth since the tool's start; from a process of its own; None where it does not
         print them}, conditions.
@@ -166,12 +165,12 @@ def _run(target: AdbTarget, arguments: list[str], signature: Signature) -> dict[
 
 
 def _prove(target: AdbTarget, job: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """(conditions of the phone, who checked the golden texts)"""
+    """(conditions of the phone, who checked the golden cases)"""
     if job["golden"] is None:
         return target.info()["conditions"], None
     kept = {key: job[key] for key in ("model", "format", "threads", "cores", "golden", "tolerance", "session") if key in job}
     with tempfile.TemporaryDirectory(prefix="pocketbert-bench-") as folder:
-        answer = target.run({**kept, "mode": "outputs", "inputs": job["golden"], "output": str(Path(folder) / "logits")})
+        answer = target.run({**kept, "mode": "outputs", "inputs": job["golden"], "output": str(Path(folder) / "outputs")})
     return answer["conditions"], "c runner"
 
 
@@ -204,11 +203,9 @@ def _input_options(signature: Signature, largest_id: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _largest_id(texts: Path) -> int:
-    words = np.fromfile(texts, dtype="<i4")
-    count = int(words[0])
-    ids = words[count + 3 :][: int(words[count + 2])]
-    return int(ids.max())
+def _largest_id(file: Path) -> int:
+    inputs, _ = read_inputs(str(file))
+    return max(int(ids.max()) for ids, _ in inputs)
 
 
 def _pinned(cores: Sequence[int] | str | None, conditions: dict[str, Any]) -> list[str]:

@@ -26,14 +26,14 @@ from runtimes.errors import BadInput
 __all__ = ["Comparison", "Verdict", "as_junit", "as_markdown", "as_table", "compare", "compare_files", "gate", "read_bench", "ungated"]
 
 FORMAT = "pocketbert bench"
-VERSION = 1
+VERSION = 2
 
 OTHER_MACHINE = ("cpu_model", "board", "architecture")
 """Conditions without which a comparison is one of machines."""
 EXPLAINS = ("runtime", "agent", "governors", "max_frequencies_khz", "affinity", "cores", "isa", "kernel", "libc", "python", "numpy")
 """Conditions that may be the reason for a difference."""
 OTHER_TEXTS = 0.1
-"""Mean lengths may differ by this fraction between measurements of the same texts, because a last pass over them is cut."""
+"""Mean lengths may differ by this fraction between measurements of the same inputs, because a last pass over them is cut."""
 BUSY_PERCENT = 10.0
 """Of the time, that somebody waited for a core; one measurement alone on a machine makes nobody wait."""
 THROTTLED_NOW = 0xF
@@ -91,7 +91,7 @@ def compare_files(document: dict[str, Any], min_floor: float = WITHIN_RUN, seed:
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """The bench document in ``path``, with everything that a comparison needs.
+    """The bench document in ``path``, in the form of :data:`VERSION`, with everything that a comparison needs.
 
     Raises:
         BadInput: no such file, no JSON, no bench document, one of a newer format, or a damaged one.
@@ -108,6 +108,8 @@ def read_bench(path: Path) -> dict[str, Any]:
     if int(version) > VERSION:
         raise BadInput(f"{path}: format {version} of bench documents, this version reads up to {VERSION}; update pocketbert")
     try:
+        if int(version) == 1:
+            _upgrade(document)
         _check(document)
     except (KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -119,8 +121,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
+def _upgrade(document: dict[str, Any]) -> None:
+    """From format 1, in which every text was one input with one answer, a class."""
+    document |= {"format": f"{FORMAT} {VERSION}", "inputs": document["texts"]}
+    for target in document["targets"]:
+        for row in target["agreement"]:
+            same, there, here = (row.pop(key, None) for key in ("same_answers", "accuracy_percent", "accuracy_here_percent"))
+            scores = [None if accuracy is None else {"accuracy": accuracy} for accuracy in (there, here)]
+            row |= {"inputs": row["texts"], "decisions": row["texts"], "same_decisions": same, "scores": scores[0], "scores_here": scores[1]}
+
+
 def _check(document: dict[str, Any]) -> None:
-    if document["texts"] < 1:
+    if document["texts"] < 1 or document["inputs"] < 1:
         raise ValueError("no texts")
     for target in document["targets"]:
         for key in ("name", "emulated", "error", "sustained", "agreement"):
@@ -164,15 +176,15 @@ def _repeats(document: dict[str, Any], target: dict[str, Any] | None, threads: i
     for row in target["measurements"] if target else ():
         twin = rows.get(_key(row))
         if row.get("repeat") and row["threads"] == threads and twin is not None:
-            texts = _texts(document, row)
-            one, again = (typical(each["round_samples_ms"], texts) for each in (twin, row))
+            inputs = _inputs(document, row)
+            one, again = (typical(each["round_samples_ms"], inputs) for each in (twin, row))
             found.append(math.expm1(location(again) - location(one)))
     return found
 
 
-def _texts(document: dict[str, Any], row: dict[str, Any]) -> int:
-    """How many different texts a row went round."""
-    return document["texts"] if row["case"] == "texts" else min(document["texts"], WARMUP["window"])
+def _inputs(document: dict[str, Any], row: dict[str, Any]) -> int:
+    """How many different inputs a row went round."""
+    return document["inputs"] if row["case"] == "texts" else min(document["inputs"], WARMUP["window"])
 
 
 def _judge(
@@ -188,8 +200,8 @@ def _judge(
         reasons += _other_texts(a, row_a, b, row_b)
     if reasons:
         return Comparison(**place, verdict=Verdict.REFUSED, reason="; ".join(dict.fromkeys(reasons)))
-    texts = min(_texts(a, row_a), _texts(b, row_b))
-    rounds_a, rounds_b = (typical(row["round_samples_ms"], texts) for row in (row_a, row_b))
+    inputs = min(_inputs(a, row_a), _inputs(b, row_b))
+    rounds_a, rounds_b = (typical(row["round_samples_ms"], inputs) for row in (row_a, row_b))
     paired = same_rounds and len(rounds_a) == len(rounds_b)
     found = relative_change(rounds_a, rounds_b, paired, seed)
     floor = floor_within_run(repeats, min_floor) if same_rounds else floor_between_runs(rounds_a, rounds_b, repeats, min_floor)
@@ -227,6 +239,8 @@ def _other_texts(a: dict[str, Any], row_a: dict[str, Any], b: dict[str, Any], ro
     lengths = row_a["tokens_mean"], row_b["tokens_mean"]
     if a["texts"] != b["texts"]:
         yield f"other texts: {a['texts']}, then {b['texts']}"
+    elif a["inputs"] != b["inputs"]:
+        yield f"the same texts in {a['inputs']}, then {b['inputs']} inputs"
     elif None not in digests:
         if digests[0] != digests[1]:
             yield "other texts"
@@ -237,7 +251,7 @@ def _other_texts(a: dict[str, Any], row_a: dict[str, Any], b: dict[str, Any], ro
 def _too_little(document: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
     if len(row["round_samples_ms"]) < 2:
         yield "one round tells no noise; measure more"
-    elif min(map(len, row["round_samples_ms"])) < _texts(document, row):
+    elif min(map(len, row["round_samples_ms"])) < _inputs(document, row):
         yield "a round did not run every text"
 
 

@@ -3,7 +3,8 @@
 A round runs every candidate once, each in a fresh process, before the next round begins (A, B, C, A, B, C, ...), so that
 heat, clocks and other people's load hit all of them alike. Percentiles are computed on the samples of all rounds together.
 
-What this does not do: decide whether a difference is real; tokenize; choose texts. Texts come as ids with special tokens.
+What this does not do: decide whether a difference is real; tokenize; choose texts. They come as encoded inputs: a text, a pair,
+or one window of a long text each.
 """
 
 from __future__ import annotations
@@ -11,23 +12,25 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from device_bench.agent.agent import latency_summary, milliseconds
+from device_bench.agent.agent import latency_summary, milliseconds, write_inputs
 from device_bench.targets import OutOfMemory, Target
-from device_bench.texts import write_texts
 from runtimes.errors import BadInput, IntegrityError, PocketbertError, TargetUnreachable
 from runtimes.session import SessionOptions
 
+if TYPE_CHECKING:  # it needs the tokenizers, and measuring does not
+    from runtimes.text import Encoding
+
 WARMUP = {"window": 16, "tolerance": 0.05, "max_seconds": 2.0}
 LENGTH_INFERENCES = 100
-"""Least inferences per round at a fixed length, where one is like the other; of real texts, each is to run once."""
+"""Least inferences per round at a fixed length, where one is like the other; of real inputs, each is to run once."""
 
 
 KEPT_SAMPLES = 1024
@@ -62,26 +65,32 @@ class Candidate:
         path: the file on this machine.
         format: "onnx" or "tflite".
         file: its name in its bundle; "" if it comes from elsewhere.
-        id_lists: the texts to run, as token ids of *its* tokenizer, in an order in which every stretch is a fair mix.
-        golden_logits: float32 [G, C], what the golden texts give; None if nothing proves the outputs right.
-        tolerance: largest |difference| from the golden logits.
+        inputs: what to run, encoded by *its* tokenizer, in an order in which every stretch is a fair mix.
+        golden: the outputs of the G golden inputs, by name: float32 [values] of a whole input, or [tokens] or [tokens, width]; None
+            if nothing proves the outputs right.
+        tolerance: largest |difference| from the golden outputs.
         baseline: the others are compared with this one.
         session: how the runtime is to run it, but for the threads.
         threads: thread counts for this one; those of the measurement if None.
-        golden_ids: the G golden texts, as ids; the first G of ``id_lists`` if None.
+        golden_inputs: the G golden inputs; the first G of ``inputs`` if None.
     """
 
     name: str
     path: Path
     format: str
     file: str
-    id_lists: Sequence[Sequence[int]]
-    golden_logits: np.ndarray | None
+    inputs: Sequence[Encoding]
+    golden: Sequence[Mapping[str, np.ndarray]] | None
     tolerance: float
     baseline: bool = False
     session: SessionOptions = field(default_factory=SessionOptions)
     threads: Sequence[int] | None = None
-    golden_ids: Sequence[Sequence[int]] | None = None
+    golden_inputs: Sequence[Encoding] | None = None
+
+    @property
+    def proofs(self) -> Sequence[Encoding]:
+        """The inputs whose outputs are known; those that ``golden`` does not reach are left out."""
+        return self.inputs if self.golden_inputs is None else self.golden_inputs
 
 
 def measure(
@@ -107,19 +116,19 @@ def measure(
         threads: counts for every candidate that has none of its own.
         lengths: fixed lengths in tokens, beside the real texts; each must fit every candidate.
         rounds: processes per candidate and thread count; noise takes two or more.
-        min_seconds: the least time per case and round; every text runs at least once whatever it takes.
+        min_seconds: the least time per case and round; every input runs at least once whatever it takes.
         say: is told what runs now.
         cores: pin to these, or to the "big" or "little" ones; None leaves it to the system.
         memory: whether to measure memory too.
         keep_samples: whether rows carry samples, at most about :data:`KEPT_SAMPLES` of a round.
         length_inferences: the least inferences per round at a fixed length.
-        text_inferences: the least inferences per round on texts; every text runs at least once anyway.
+        text_inferences: the least inferences per round on the inputs; every one runs at least once anyway.
         refused: is told which candidate cannot be measured and why, and the others go on; without it the first one ends all.
         stopped: is told why the target was lost, and what it gave before is returned; without it that is lost too.
 
     Returns:
         One dict per candidate, thread count and case, in that order, with: name, file, baseline, target, runtime, threads,
-        case ("texts" or "length"), length (tokens, None for texts), tokens_mean, count, p50_ms, p90_ms, p99_ms, mean_ms,
+        case ("texts": the inputs as they come, or "length"), length (tokens, None for texts), tokens_mean, count, p50_ms, p90_ms, p99_ms, mean_ms,
         min_ms, quantiles_ms (percentiles 0..100), round_p50_ms, round_samples_ms (samples of every round in order, if kept),
         noise ((max - min) / median of round_p50_ms, None for one round), warmup_stable (in every round), load_ms and
         first_inference_ms (medians of the rounds), memory (baseline_bytes, peak_bytes, model_bytes, pss_bytes; from a run of
@@ -168,7 +177,7 @@ def measure(
                             continue
                         of = f"round {round_number}/{max(rounds, round_number)}, threads {count}"
                         say(f"{target.name}: {candidates[index].name}: {of}")
-                        least = max(text_inferences, len(candidates[index].id_lists))
+                        least = max(text_inferences, len(candidates[index].inputs))
                         answer = run(index, {**jobs[index], **plan, "min_inferences": least, "threads": count})
                         if answer is not None:
                             answers.setdefault((index, count), []).append(answer)
@@ -183,7 +192,7 @@ def measure(
         {
             "name": candidates[index].name, "file": candidates[index].file, "baseline": candidates[index].baseline, "target": target.name,
             "threads": count, "memory": footprints.get(index),
-            **_merge_rounds(answers[index, count], case, keep_samples, len(candidates[index].id_lists)),
+            **_merge_rounds(answers[index, count], case, keep_samples, len(candidates[index].inputs)),
         }
         for index in jobs
         for count in _threads(candidates[index], threads)
@@ -234,7 +243,7 @@ def _threads(candidate: Candidate, threads: Sequence[int]) -> Sequence[int]:
     return threads if candidate.threads is None else candidate.threads
 
 
-def _merge_rounds(answers: list[dict[str, Any]], case: int, keep_samples: bool, texts: int) -> dict[str, Any]:
+def _merge_rounds(answers: list[dict[str, Any]], case: int, keep_samples: bool, inputs: int) -> dict[str, Any]:
     """One case of one candidate at one thread count: the samples of all rounds together."""
     rounds = [answer["cases"][case] for answer in answers]
     samples_ns = [sample for one in rounds for sample in one["samples_ns"]]
@@ -251,27 +260,26 @@ def _merge_rounds(answers: list[dict[str, Any]], case: int, keep_samples: bool, 
         "load_ms": round(statistics.median(answer["load_ms"] for answer in answers), 5),
         "first_inference_ms": round(statistics.median(answer["first_inference_ms"] for answer in answers), 5),
         "conditions": {**answers[0]["conditions"], "after": answers[-1]["conditions"]["after"]},
-        **({"round_samples_ms": [_thinned(one["samples_ns"], texts if one["case"] == "texts" else 1) for one in rounds]} if keep_samples else {}),
+        **({"round_samples_ms": [_thinned(one["samples_ns"], inputs if one["case"] == "texts" else 1) for one in rounds]} if keep_samples else {}),
     }
 
 
-def _thinned(samples_ns: list[int], texts: int) -> list[float]:
-    """Whole passes over the texts, evenly over the round, so that sample i is of text ``i % texts`` in every round."""
-    passes = max(1, len(samples_ns) // texts)
-    step = math.ceil(passes * texts / KEPT_SAMPLES)
-    kept = [sample for start in range(0, passes, step) for sample in samples_ns[start * texts : (start + 1) * texts]]
+def _thinned(samples_ns: list[int], inputs: int) -> list[float]:
+    """Whole passes over the inputs, evenly over the round, so that sample i is of input ``i % inputs`` in every round."""
+    passes = max(1, len(samples_ns) // inputs)
+    step = math.ceil(passes * inputs / KEPT_SAMPLES)
+    kept = [sample for start in range(0, passes, step) for sample in samples_ns[start * inputs : (start + 1) * inputs]]
     return [milliseconds(sample) for sample in kept]
 
 
 def job_of(candidate: Candidate, folder: Path, cores: Sequence[int] | str | None) -> dict[str, Any]:
-    """The keys of a job that stay the same in every run of ``candidate``, with its texts saved in ``folder``."""
+    """The keys of a job that stay the same in every run of ``candidate``, with its inputs saved in ``folder``."""
     folder.mkdir(exist_ok=True)
-    inputs, golden = folder / "inputs.texts", None
-    write_texts(inputs, candidate.id_lists)
-    if candidate.golden_logits is not None:
-        golden = folder / "golden.texts"
-        golden_ids = candidate.id_lists[: len(candidate.golden_logits)] if candidate.golden_ids is None else candidate.golden_ids
-        write_texts(golden, golden_ids, candidate.golden_logits)
+    inputs, golden = folder / "measured.inputs", None
+    write_inputs(inputs, _as_pairs(candidate.inputs))
+    if candidate.golden is not None:
+        golden = folder / "golden.inputs"
+        write_inputs(golden, _as_pairs(candidate.proofs[: len(candidate.golden)]), candidate.golden)
     return {
         "model": str(candidate.path), "format": candidate.format, "cores": cores if cores is None or isinstance(cores, str) else list(cores),
         "inputs": str(inputs), "golden": None if golden is None else str(golden), "tolerance": candidate.tolerance,
@@ -279,15 +287,18 @@ def job_of(candidate: Candidate, folder: Path, cores: Sequence[int] | str | None
     }  # fmt: skip
 
 
+def _as_pairs(inputs: Sequence[Encoding]) -> list[tuple[list[int], list[int]]]:
+    return [(one.ids, one.types) for one in inputs]
+
+
 def _check_plan(candidates: Sequence[Candidate], threads: Sequence[int], lengths: Sequence[int], rounds: int) -> None:
     if not candidates:
         raise BadInput("nothing to measure: no candidates")
     for candidate in candidates:
-        if not candidate.id_lists:
+        if not candidate.inputs:
             raise BadInput(f"{candidate.name}: no texts to measure it with")
-        golden_texts = len(candidate.id_lists if candidate.golden_ids is None else candidate.golden_ids)
-        if candidate.golden_logits is not None and not 0 < len(candidate.golden_logits) <= golden_texts:
-            raise BadInput(f"{candidate.name}: {len(candidate.golden_logits)} golden logits for {golden_texts} texts")
+        if candidate.golden is not None and not 0 < len(candidate.golden) <= len(candidate.proofs):
+            raise BadInput(f"{candidate.name}: outputs of {len(candidate.golden)} golden cases for {len(candidate.proofs)} inputs")
     for counts in (threads, *(candidate.threads for candidate in candidates if candidate.threads is not None)):
         if not counts or len(set(counts)) != len(counts):
             raise BadInput(f"threads: {list(counts)} must be one or more different counts")

@@ -21,20 +21,41 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from device_bench.board_python import BoardPython
+from device_bench.targets.base import Finished
 from device_bench.wheels import Machine, NoWheel, fetch_wheel
 from runtimes.bundle import file_sha256
 from runtimes.errors import BadInput, IntegrityError, TargetUnreachable
-
-if TYPE_CHECKING:
-    from device_bench.targets.ssh import SshTarget
 
 DIGEST_CHARACTERS = 16
 _SCRIPT_TIMEOUT_S = 900.0
 # Byte code that the board makes of the sources, and blocks that files do not fill.
 _SPACE_MARGIN = 1.1
+
+
+class Board(Protocol):
+    """What is needed of a connected board; :class:`device_bench.targets.ssh.SshTarget` is one.
+
+    Attributes:
+        name: what messages call it.
+        board: the Python there.
+        staging: a folder there for what is under way, gone when the connection ends.
+    """
+
+    name: str
+    board: BoardPython
+    staging: str
+
+    def execute(self, arguments: list[str], timeout_s: float) -> Finished:
+        """Run a command there."""
+
+    def send(self, local: Path, remote: str) -> None:
+        """Write a file there."""
+
+    def sha256(self, remote: str) -> str:
+        """Of a file there, in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +145,7 @@ print(json.dumps(failed))
 
 
 def provision(
-    target: SshTarget, formats: Sequence[str] = FORMATS, runtimes: Sequence[str] | None = None, say: Callable[[str], None] = lambda _: None
+    target: Board, formats: Sequence[str] = FORMATS, runtimes: Sequence[str] | None = None, say: Callable[[str], None] = lambda _: None
 ) -> str:
     """The Python of an environment on the board that can run ``formats``; made at the first call, found at the next.
 
@@ -161,7 +182,7 @@ def provision(
     return f"{board.cache}/{name}/bin/python3"
 
 
-def unprovision(target: SshTarget) -> None:
+def unprovision(target: Board) -> None:
     """Delete every private environment of this user on the board. Nothing of them may be running.
 
     Raises:
@@ -238,7 +259,7 @@ def _check_system_numpy(board: BoardPython, runtime: str) -> None:
         raise NoWheel(f"{runtime} needs numpy < 2, and the board's own is {board.numpy} ({board.where})")
 
 
-def _check_space(target: SshTarget, wheels: Sequence[Path], free_bytes: int) -> None:
+def _check_space(target: Board, wheels: Sequence[Path], free_bytes: int) -> None:
     """Before anything is sent: unpacked wheels, the byte code of their sources, and the largest wheel itself."""
     needed = 0
     for wheel in wheels:
@@ -250,7 +271,7 @@ def _check_space(target: SshTarget, wheels: Sequence[Path], free_bytes: int) -> 
         raise TargetUnreachable(f"{target.name}: no room for the runtimes in {target.board.cache}: {sizes}; free some, or set XDG_CACHE_HOME there")
 
 
-def _send_wheel(target: SshTarget, wheel: Path, digest: str, say: Callable[[str], None]) -> None:
+def _send_wheel(target: Board, wheel: Path, digest: str, say: Callable[[str], None]) -> None:
     say(f"{target.name}: sending {wheel.name} ({wheel.stat().st_size / 1e6:.1f} MB)")
     there = f"{target.staging}/{digest}.whl"
     target.send(wheel, there)
@@ -260,7 +281,7 @@ def _send_wheel(target: SshTarget, wheel: Path, digest: str, say: Callable[[str]
     _run_there(target, UNPACK, asked, f"unpacking {wheel.name}")
 
 
-def _run_there(target: SshTarget, script: str, asked: dict, doing: str) -> dict:
+def _run_there(target: Board, script: str, asked: dict, doing: str) -> dict:
     done = target.execute([target.board.executable, "-I", "-c", script, json.dumps(asked)], _SCRIPT_TIMEOUT_S)
     if done.exit_code != 0:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.exit_code}"])[-1]
@@ -271,6 +292,6 @@ def _run_there(target: SshTarget, script: str, asked: dict, doing: str) -> dict:
         raise TargetUnreachable(f"{target.name}: {doing} failed: not an answer: {done.stdout[:200]!r}") from error
 
 
-def _does_not_load(target: SshTarget, failed: dict[str, list]) -> str:
+def _does_not_load(target: Board, failed: dict[str, list]) -> str:
     reasons = "; ".join(f"{module}: {said.splitlines()[-1] if said else f'exit code {code}'}" for module, (code, said) in failed.items())
     return f"{target.name}: what was brought does not load there ({target.board.where}): {reasons}"

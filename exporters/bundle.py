@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporters.golden import golden_texts, write_golden
+from exporters.golden import golden_examples, write_golden
 from runtimes.backends import load_model
 from runtimes.bundle import CHECKSUMS, MANIFEST, SCHEMA, file_sha256, write_sums
+from runtimes.decode.base import Decoder
 from runtimes.session import SessionOptions
 from runtimes.text import TextEncoder
 
@@ -22,9 +23,11 @@ PREFERENCE = (
     "tflite/model_int8.tflite", "onnx/model_quantized.onnx", "tflite/model_int4.tflite", "onnx/model_q4.onnx",
     "tflite/model_int8_tflite214.tflite", "tflite/model_fp32.tflite", "onnx/model.onnx",
 )  # fmt: skip
-"""Small and fast first: what a client without a wish of its own runs."""
+"""Small and fast first."""
 REFUSED_BY = {"tflite/model_int8.tflite": ["tflite-runtime"], "tflite/model_int4.tflite": ["tflite-runtime"]}
 """Files with scales per channel, which the last tflite-runtime (2.14) does not know."""
+LABEL_FILES = {"logits": "labels.txt", "slot_logits": "slots.txt"}
+"""Where the names of an output's classes lie; those of another output in a file of its name."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +47,34 @@ class ModelFile:
 class BundleParts:
     """Everything a bundle is made of.
 
+    ``task`` is the manifest's section of that name, which ``decoder`` was made with; ``labels`` are names of classes by output;
     ``tokenizer_folder`` holds the tokenizer files; ``hub_config`` is the config.json that stock transformers reads;
-    ``texts`` are real texts to make golden cases of; ``provenance`` goes into the manifest as it is.
+    ``examples`` are real ones to make golden cases of; ``provenance`` goes into the manifest as it is.
     """
 
     name: str
     version: str
-    task: str
+    task: dict[str, Any]
+    decoder: Decoder
     models: Sequence[ModelFile]
-    labels: Sequence[str]
+    labels: Mapping[str, Sequence[str]]
     tokenizer_folder: Path
     tokenizer_info: dict[str, Any]
     max_length: int
     hub_config: dict[str, Any]
     recipe_lock: str
-    texts: Sequence[str]
+    examples: Sequence[Mapping[str, str]]
     provenance: dict[str, Any]
+
+
+def in_order_of_preference(models: Sequence[ModelFile]) -> list[ModelFile]:
+    """As the manifest lists them; the first is what a client without a wish of its own runs."""
+    return sorted(models, key=lambda m: (PREFERENCE.index(m.name) if m.name in PREFERENCE else len(PREFERENCE), m.name))
 
 
 def write_bundle(folder: Path, parts: BundleParts) -> None:
     """Write all of the bundle but its ``report/`` into the empty ``folder``."""
-    models = sorted(parts.models, key=lambda m: (PREFERENCE.index(m.name) if m.name in PREFERENCE else len(PREFERENCE), m.name))
+    models = in_order_of_preference(parts.models)
     for model in models:
         target = folder / model.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +82,9 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
     for file in sorted(parts.tokenizer_folder.iterdir()):
         shutil.copyfile(file, folder / file.name)
     _write_json(folder / "config.json", parts.hub_config)
-    (folder / "labels.txt").write_text("".join(label + "\n" for label in parts.labels), encoding="utf-8")
+    label_files = {output: LABEL_FILES.get(output, f"{output}.txt") for output in parts.labels}
+    for output, names in parts.labels.items():
+        (folder / label_files[output]).write_text("".join(name + "\n" for name in names), encoding="utf-8")
     (folder / "recipe.lock.toml").write_text(parts.recipe_lock, encoding="utf-8")
 
     encoder = TextEncoder(folder / "tokenizer.json", parts.max_length)
@@ -81,13 +93,12 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
     loaded = {name: load_model(path, session=sessions[name]) for name, path in files.items()}
     buckets = {name: list(getattr(model, "buckets", ())) for name, model in loaded.items()}
     edges = sorted({length for lengths in buckets.values() for length in lengths}) or [parts.max_length]
-    texts = golden_texts(parts.texts, encoder, edges)
-    tolerances = write_golden(folder / "golden" / "cases.jsonl", texts, encoder, files, parts.labels, sessions)
+    examples = golden_examples(parts.examples, parts.decoder, encoder, edges)
+    tolerances = write_golden(folder / "golden" / "cases.jsonl", examples, parts.decoder, encoder, files, sessions)
 
-    entries, results = [], set()
+    entries = []
     for model in models:
         inputs, outputs = loaded[model.name].tensors()
-        results |= {item["name"] for item in outputs}
         path = files[model.name]
         file_format = path.suffix.removeprefix(".")
         entries.append({
@@ -98,9 +109,9 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
         } | ({} if model.quantization is None else {"quantization": model.quantization}))  # fmt: skip
     _write_json(folder / MANIFEST, {
         "schema": SCHEMA, "name": parts.name, "generator": {"name": "pocketbert", "version": parts.version},
-        "task": {"kind": parts.task, "decode": "none" if results == {"probabilities"} else "softmax"},
+        "task": parts.task,
         "tokenizer": {"file": "tokenizer.json", "max_length": parts.max_length} | parts.tokenizer_info,
-        "labels": "labels.txt", "models": entries, "golden": {"file": "golden/cases.jsonl", "count": len(texts)},
+        "labels": label_files, "models": entries, "golden": {"file": "golden/cases.jsonl", "count": len(examples)},
         "provenance": parts.provenance, "checksums": CHECKSUMS,
     })  # fmt: skip
     write_sums(folder)

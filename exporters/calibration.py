@@ -9,7 +9,7 @@ norm is also added on, so nothing can be folded there. Here s is moved wherever 
 - from a ReLU's output into the rows before it (up -> down), as ReLU(z)/s = ReLU(z/s),
 - from the attention's result into the rows of the values (value -> output),
 - from the looked-up words into the columns of the table (words -> projection),
-- along a whole stream of residual additions without norms (NoNorm models), whose scale is free.
+- along a whole stream of residual additions without norms (NoNorm models), whose scale is free unless a head gives the feature map away.
 
 Nothing is moved where layers share matrices, or where these are of quaternions.
 
@@ -23,10 +23,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from exporters.folding import FoldedEncoder, Layer, Linear
 from exporters.forward import NumpySteps, forward
+from exporters.graph import FoldedEncoder, Layer, Linear
 from exporters.quant_plan import Range
 from runtimes.errors import BadInput
+from runtimes.text import Encoding
 
 MIN_TEXTS = 8
 TEXTS_AT_ONCE = 64
@@ -52,25 +53,28 @@ class Calibration:
     channels: dict[str, np.ndarray]
 
 
-def calibrate(model: FoldedEncoder, id_lists: Sequence[Sequence[int]], coverage: float = 1.0) -> Calibration:
+def calibrate(model: FoldedEncoder, inputs: Sequence[Encoding], coverage: float = 1.0) -> Calibration:
     """Run texts through the float32 model and record what goes in and out of every matrix.
 
     Args:
-        id_lists: real texts of the task as token ids.
+        inputs: real texts of the task.
         coverage: share of the texts whose extremes a range must hold; 1.0 lets a single text stretch it.
 
     Raises:
-        BadInput: too few texts, ids that the model's table does not have, or texts longer than the model takes.
+        BadInput: too few texts, ids or token types that the model's tables do not have, or texts longer than the model takes.
     """
-    if len(id_lists) < MIN_TEXTS:
-        raise BadInput(f"calibration: {len(id_lists)} texts; at least {MIN_TEXTS} of the task's own are needed")
+    if len(inputs) < MIN_TEXTS:
+        raise BadInput(f"calibration: {len(inputs)} texts; at least {MIN_TEXTS} of the task's own are needed")
     if not 0.5 <= coverage <= 1.0:
         raise BadInput(f"calibration: coverage {coverage} must lie between 0.5 and 1")
-    for number, ids in enumerate(id_lists, start=1):
+    for number, encoding in enumerate(inputs, start=1):
+        ids = encoding.ids
         if not ids or max(ids) >= len(model.words.rows) or min(ids) < 0:
             raise BadInput(f"calibration text {number}: token ids outside the vocabulary of {len(model.words.rows)}; was another tokenizer used?")
         if len(ids) > model.max_length:
             raise BadInput(f"calibration text {number}: {len(ids)} tokens, the model takes {model.max_length}")
+        if model.segments > 1 and not set(encoding.types) <= set(range(model.segments)):
+            raise BadInput(f"calibration text {number}: token types {sorted(set(encoding.types))}, the model has {model.segments}")
     seen: dict[str, _Seen] = {}
 
     def watch(name: str, x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> None:
@@ -83,8 +87,8 @@ def calibrate(model: FoldedEncoder, id_lists: Sequence[Sequence[int]], coverage:
         peak = np.abs(x).max(axis=0)
         entry.channels = peak if entry.channels is None else np.maximum(entry.channels, peak)
 
-    for start in range(0, len(id_lists), TEXTS_AT_ONCE):
-        forward(model, NumpySteps(id_lists[start : start + TEXTS_AT_ONCE], watch))
+    for start in range(0, len(inputs), TEXTS_AT_ONCE):
+        forward(model, NumpySteps(inputs[start : start + TEXTS_AT_ONCE], watch))
     ranges = {
         name: Range(
             float(np.quantile(entry.low, 1 - coverage)), float(np.quantile(entry.high, coverage)),
@@ -161,14 +165,16 @@ def _smooth_layer(layer: Layer, scales: _Scales) -> Layer:
 
 
 def _smooth_feature_map(model: FoldedEncoder, scales: _Scales) -> FoldedEncoder:
-    """Along the feature maps from the embeddings to the classifier, where no norm interrupts them."""
+    """Along the feature maps from the embeddings to the heads, where no norm interrupts them."""
     whole = all(layer.out is not None and layer.out_norm is None for layer in model.layers)
     if not whole or model.embedding_norm is not None or (model.projection is None and model.late_projection is None):
         return model
-    last = model.classifier if model.pooler is None else model.pooler
-    s = scales.of([*(read.linear for layer in model.layers for read in layer.reads if read.source == "hidden"), last])
+    readers = [head.reader for head in model.heads]
+    if None in readers:  # the feature map itself is a result
+        return model
+    s = scales.of([*(read.linear for layer in model.layers for read in layer.reads if read.source == "hidden"), *readers])
     layers = tuple(replace(_source_multiplied(layer, "hidden", s), out=layer.out.rows_divided(s)) for layer in model.layers)
-    model = replace(model, layers=layers, **{"classifier" if model.pooler is None else "pooler": last.columns_scaled(s)})
+    model = replace(model, layers=layers, heads=tuple(head.with_reader(lambda reader: reader.columns_scaled(s)) for head in model.heads))
     if model.late_projection is not None:
         return replace(model, late_projection=model.late_projection.rows_divided(s))
     positions = replace(model.positions, rows=model.positions.rows / s)

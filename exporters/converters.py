@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,42 @@ TRACE_TOKENS = 16
 """Length of the text that is traced, where the model has so many positions; the ONNX file takes any length."""
 
 
-def convert_onnx(model: nn.Module, path: Path) -> None:
+def convert_onnx(model: nn.Module, path: Path, segments: int = 1) -> None:
     """Write ``model`` as ONNX through optimum.
 
     Args:
-        model: takes ``input_ids``, ``attention_mask`` and, where its config has token types, ``token_type_ids``
-            [b, n]; returns logits [b, C]. Its ``config`` is one of transformers.
+        model: as in :class:`_Named`. Its ``config`` is one of transformers, with ``heads``.
         path: where the file goes; its folder is made.
+        segments: 2 if token types matter; the file takes ``token_type_ids`` then, if the model has two of them.
     """
     from optimum.exporters.onnx import export
-    from optimum.exporters.onnx.model_configs import BertOnnxConfig, DistilBertOnnxConfig
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind: Any = BertOnnxConfig if model.config.type_vocab_size else DistilBertOnnxConfig
     shapes = {"batch_size": 2, "sequence_length": min(TRACE_TOKENS, model.config.max_position_embeddings)}
     with _quiet():
-        export(model.eval(), kind(model.config, task="text-classification"), path, opset=OPSET, input_shapes=shapes)
+        export(_Named(model).eval(), _export_config(model.config, _inputs(model, segments)), path, opset=OPSET, input_shapes=shapes)
+
+
+def _export_config(config: Any, inputs: Sequence[str]) -> Any:
+    """optimum's description of a model whose outputs are those of ``config.heads``."""
+    from optimum.exporters.onnx.model_configs import BertOnnxConfig
+
+    class HeadsOnnxConfig(BertOnnxConfig):
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            return {name: {0: "batch_size", 1: "sequence_length"} for name in inputs}
+
+        @property
+        def outputs(self) -> dict[str, dict[int, str]]:
+            axes = {True: {0: "batch_size", 1: "sequence_length"}, False: {0: "batch_size"}}
+            return {name: axes[head["tokens"] == "all"] for head in config.heads for name in head["outputs"]}
+
+    return HeadsOnnxConfig(config, task="feature-extraction")
+
+
+def _inputs(model: nn.Module, segments: int) -> list[str]:
+    """Names of the inputs of a file, in order."""
+    return ["input_ids", "attention_mask"] + (["token_type_ids"] if segments > 1 and model.config.type_vocab_size > 1 else [])
 
 
 def quantize_onnx(source: Path, target: Path) -> None:
@@ -52,26 +72,28 @@ def quantize_onnx(source: Path, target: Path) -> None:
 
 
 class _Named(nn.Module):
-    """The model with outputs by name, as signatures want them."""
+    """The model with outputs by name, as converters want them.
+
+    ``model`` takes ``input_ids``, ``attention_mask`` and ``token_type_ids`` [b, n]; what it returns has ``outputs``, tensors by name.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.config = model.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
-        return {"logits": self.model(input_ids, attention_mask, token_type_ids).logits}
+        return self.model(input_ids, attention_mask, token_type_ids).outputs
 
 
-def convert_tflite(model: nn.Module, path: Path, buckets: list[int]) -> None:
-    """Write ``model`` as TFLite through litert-torch with one signature for each length in ``buckets``."""
+def convert_tflite(model: nn.Module, path: Path, buckets: list[int], segments: int = 1) -> None:
+    """Write ``model`` as TFLite through litert-torch with one signature for each length in ``buckets``; see :func:`convert_onnx`."""
     import litert_torch  # pulls jax: seconds to import, and nothing else here needs it
 
     named = _Named(model).eval()
     converter = litert_torch
     for length in buckets:
-        sample = {"input_ids": torch.ones(1, length, dtype=torch.int32), "attention_mask": torch.ones(1, length, dtype=torch.int32)}
-        if model.config.type_vocab_size:
-            sample["token_type_ids"] = torch.zeros(1, length, dtype=torch.int32)
+        sample = {name: torch.full((1, length), int(name != "token_type_ids"), dtype=torch.int32) for name in _inputs(model, segments)}
         converter = converter.signature(f"{SIGNATURE_PREFIX}{length}", named, sample_kwargs=sample)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():

@@ -12,7 +12,7 @@ What is folded, and why the function stays the same:
   divided by s, whoever reads from it has its columns multiplied by s. s may start anywhere, which is the freedom that
   SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) uses; here it starts so that s ends at 1. Where the spread of s
   would grow beyond ``MAX_SPREAD`` the affine map stays in the file, because 8-bit rows could not hold it.
-- The last layer computes only the first token, the only one that the classifier reads.
+- The last layer computes only the first token, where no head reads another.
 - Of an attention without heads, or an FFN of width 0, the bias is left.
 
 A matrix of low rank stays two thin ones; of those of queries, keys and values the first ones, which read the feature map,
@@ -20,226 +20,47 @@ are rows of the one matrix. A quaternion matrix stays as its blocks, a quarter o
 may touch. Where layers share their attention or their FFNs alone, both of which lie between norms of each layer's own,
 the norms stay in the file, and the shared matrices have the name that they have in the first of these layers.
 
-Shapes as in the encoder: n tokens, H feature map, B width inside a layer, A heads of size d, C labels. Weights are
-float32 [out, in].
+Shapes as in the encoder: n tokens, H feature map, B width inside a layer, A heads of size d. Weights are float32 [out, in].
 
-What this file does not do: run anything (:mod:`exporters.forward`), or write files.
+What this file does not do: describe the result (:mod:`exporters.graph`), run it (:mod:`exporters.forward`), or write files.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from exporters.graph import FeedForward, FoldedEncoder, Head, Layer, Linear, Norm, Read, Table
+from runtimes.errors import BadInput
+
 MAX_SPREAD = 64.0
 """Largest ratio between two channels' scales that is folded into neighbours; int8 rows keep 7 bits above it."""
-MASKED_SCORE = -1e4
-"""Added to the scores of padding, as in the encoder."""
-_HAMILTON = np.array([[1, -2, -3, -4], [2, 1, -4, 3], [3, 4, 1, -2], [4, -3, 2, 1]])
-"""[c, a]: which of the blocks 1..4 (r, i, j, k) multiplies component a of x for component c of the Hamilton product, with its sign."""
-QUATERNION_SIGNS = (np.sign(_HAMILTON)[:, :, None] * (np.abs(_HAMILTON)[:, :, None] == np.arange(1, 5))).reshape(4, 16).astype(np.float32)
-"""[c, 4 a + b]: how much block b times component a of x counts in component c of the product."""
+PROBABILITIES = {"logits": "probabilities", "slot_logits": "slot_probabilities"}
+"""What outputs of classes are called as probabilities."""
+ACTIVATIONS = ("softmax", "sigmoid")
+"""What makes probabilities of logits."""
 
 
-@dataclass(frozen=True)
-class Linear:
-    """W x + b, then ``activation``: ``weight`` [out, in], ``bias`` [out] or None.
-
-    Args:
-        inner: the thin matrix that runs first, where the map is a product of two; its ``in`` is that of the map.
-        quaternion: ``weight`` [out, in/4] holds the four blocks of a quaternion matrix, one below the other.
-    """
-
-    name: str
-    weight: np.ndarray
-    bias: np.ndarray | None
-    activation: str | None = None
-    inner: Linear | None = None
-    quaternion: bool = False
-
-    @property
-    def reader(self) -> Linear:
-        """The matrix that reads the input."""
-        return self if self.inner is None else self.inner
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of one token, without those of ``inner``."""
-        return self.weight.size if not self.quaternion else 4 * self.weight.size + QUATERNION_SIGNS.size * len(self.weight) // 4
-
-    def rows_scaled(self, scale: np.ndarray) -> Linear:
-        """A writer: its output, before the activation, times ``scale`` [out]."""
-        self._check_scale(scale)
-        return replace(self, weight=self.weight * scale[:, None], bias=None if self.bias is None else self.bias * scale)
-
-    def rows_divided(self, scale: np.ndarray) -> Linear:
-        """A writer: its output, before the activation, divided by ``scale`` [out]."""
-        self._check_scale(scale)
-        return replace(self, weight=self.weight / scale[:, None], bias=None if self.bias is None else self.bias / scale)
-
-    def columns_scaled(self, scale: np.ndarray) -> Linear:
-        """A reader: its input times ``scale`` [in]."""
-        if self.inner is not None:
-            return replace(self, inner=self.inner.columns_scaled(scale))
-        self._check_scale(scale)
-        return replace(self, weight=self.weight * (scale[0] if self.quaternion else scale))
-
-    def _check_scale(self, scale: np.ndarray) -> None:
-        if self.quaternion and np.ptp(scale) != 0:
-            raise ValueError(f"{self.name}: a scale per channel, which a quaternion matrix cannot hold")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows that are looked up, [rows, width]."""
-
-    name: str
-    rows: np.ndarray
-
-
-@dataclass(frozen=True)
-class Norm:
-    """``layer_norm`` over the last axis with ``eps``, or ``affine``: weight * h + bias."""
-
-    name: str
-    kind: str
-    weight: np.ndarray
-    bias: np.ndarray
-    eps: float = 0.0
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """norm(down(up(h)) + h); the activation is part of ``up``. Without ``up`` the bias of ``down`` is all there is."""
-
-    up: Linear | None
-    down: Linear
-    norm: Norm | None
-
-
-@dataclass(frozen=True)
-class Read:
-    """A matrix that reads the part ``source`` and whose output consists of ``parts``, (name, width) side by side.
-
-    ``first_only``: it runs on the first token alone. The layer's input is the part ``hidden``; the others are ``query``,
-    ``key``, ``value`` [A d], or [rank] where the layer's ``part_linears`` make the part of it, ``inner`` [B] and ``shared``
-    [B], the bottleneck that queries and keys have in common.
-    """
-
-    source: str
-    first_only: bool
-    linear: Linear
-    parts: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer.
-
-    Args:
-        first_only: only the first token's result is wanted.
-        heads: 0 for a layer without attention, of whose ``output`` the bias is left.
-        reads: matrices in the order in which they run.
-        part_linears: the second factor of parts whose matrix is a product of two.
-        part_norms: norms of parts, where they could not be folded.
-        output: from the attention's result to ``inner``.
-        out: from ``inner`` back to H; None without a bottleneck, where ``inner`` is the layer's input itself.
-    """
-
-    heads: int
-    head_size: int
-    first_only: bool
-    reads: tuple[Read, ...]
-    part_linears: dict[str, Linear]
-    part_norms: dict[str, Norm]
-    output: Linear
-    attention_norm: Norm | None
-    ffns: tuple[FeedForward, ...]
-    out: Linear | None
-    out_norm: Norm | None
-
-
-@dataclass(frozen=True)
-class FoldedEncoder:
-    """An encoder with its classification head, ready to be written.
-
-    Args:
-        trigram: each token is looked up with both neighbours, as previous, this and next side by side.
-        projection: from the looked-up words to H; None where they are H wide already.
-        positions: row ``type * max_length + position``.
-        segments: 1: every text is one segment and the file takes no token types; 2: it does.
-        embedding_norm: before ``late_projection``, which maps E to H after the norm (ALBERT, ELECTRA).
-        probabilities: the result is softmax(logits).
-    """
-
-    words: Table
-    trigram: bool
-    projection: Linear | None
-    positions: Table
-    segments: int
-    max_length: int
-    embedding_norm: Norm | None
-    late_projection: Linear | None
-    layers: tuple[Layer, ...]
-    pooler: Linear | None
-    classifier: Linear
-    probabilities: bool = False
-
-    @property
-    def output(self) -> str:
-        """Name of the result in a file."""
-        return "probabilities" if self.probabilities else "logits"
-
-    @property
-    def shares(self) -> bool:
-        """Whether a matrix, or the bias that is left of one, is used more than once."""
-        names = [linear.name for linear, _ in self._uses()]
-        return len(set(names)) < len(names)
-
-    def linears(self) -> Iterator[tuple[Linear, bool]]:
-        """Every matrix in the order of use, with whether it runs on the first token only; a shared one at each use."""
-        return ((linear, first_only) for linear, first_only in self._uses() if linear.weight.size)
-
-    def _uses(self) -> Iterator[tuple[Linear, bool]]:
-        """:meth:`linears`, and those of which only the bias is left."""
-        for linear in (self.projection, self.late_projection):
-            if linear is not None:
-                yield linear, False
-        for layer in self.layers:
-            for read in layer.reads:
-                yield read.linear, read.first_only
-                yield from ((layer.part_linears[part], read.first_only) for part, _ in read.parts if part in layer.part_linears)
-            rest = [layer.output, *(linear for ffn in layer.ffns for linear in (ffn.up, ffn.down)), layer.out]
-            for linear in filter(None, rest):
-                if linear.inner is not None:
-                    yield linear.inner, layer.first_only
-                yield linear, layer.first_only
-        for linear in (self.pooler, self.classifier):
-            if linear is not None:
-                yield linear, True
-
-    def multiply_adds(self, tokens: int) -> int:
-        """Multiplications with an addition that one text of ``tokens`` tokens takes, attention included."""
-        total = sum(linear.multiply_adds * (1 if first_only else tokens) for linear, first_only in self.linears())
-        return total + sum(2 * (1 if layer.first_only else tokens) * tokens * layer.heads * layer.head_size for layer in self.layers)
-
-
-def fold(model: Any, max_length: int, segments: int = 1, probabilities: bool = False) -> FoldedEncoder:
+def fold(model: Any, max_length: int, segments: int = 1, activation: str | None = None) -> FoldedEncoder:
     """Fold an encoder of :mod:`pipeline.models.encoder`; it is not changed.
 
     Args:
         model: the encoder; its modules' weights and its ``config`` are read.
         max_length: longest text in tokens; positions beyond it are left out.
-        segments: 1 if every text is one segment, 2 if token types matter.
-        probabilities: whether the result is softmax(logits) and not the logits.
+        segments: 1 if every text is one segment, 2 if token types matter; a model with fewer than two types takes none.
+        activation: ``softmax`` or ``sigmoid`` where the results are to be probabilities and not logits.
 
     Raises:
-        ValueError: the model has fewer positions than ``max_length``, or two different matrices would have one name.
+        BadInput: probabilities are wanted of results that are no logits of classes.
+        ValueError: the model has fewer positions than ``max_length``, two different matrices would have one name, or a head that reads a
+            text as a whole has several outputs.
     """
+    if activation not in (None, *ACTIVATIONS):
+        raise BadInput(f"probabilities: {activation!r} does not make them; a task without classes gives its outputs as they are")
     config = model.config
     positions = config.max_position_embeddings - config.position_offset
     if max_length > positions:
@@ -253,17 +74,14 @@ def fold(model: Any, max_length: int, segments: int = 1, probabilities: bool = F
     embeddings = _fold_embeddings(model, max_length, segments, hidden)
     layers: list[Layer] = []
     at = 0
+    reads_first = all(head["tokens"] == "first" for head in config.heads)
     for position, index in enumerate(order):
-        last = position == len(order) - 1
+        last = reads_first and position == len(order) - 1
         split = last and not repeated and not owners.shares(own[index].attention.output)
         layers.append(_fold_layer(own[index], f"layers.{index}", config, hidden, at, last, split, owners, rigid))
         at += len(_hidden_norms(own[index]))
-    pooler, classifier = None, _linear("classifier", model.classifier)
-    if model.pooler is not None:
-        pooler = replace(hidden.read(at, _linear("pooler", model.pooler)), activation=config.pooler)
-    else:
-        classifier = hidden.read(at, classifier)
-    folded = FoldedEncoder(**embeddings, layers=tuple(layers), pooler=pooler, classifier=classifier, probabilities=probabilities)
+    heads = tuple(_fold_head(model, head, hidden, at, activation) for head in config.heads)
+    folded = FoldedEncoder(**embeddings, layers=tuple(layers), heads=heads)
     _check_names(folded)
     return folded
 
@@ -293,7 +111,7 @@ class _Owners:
 def _check_names(model: FoldedEncoder) -> None:
     """Raise ValueError where one name stands for two contents: a file stores each name once."""
     first: dict[str, Linear] = {}
-    for linear, _ in model._uses():
+    for linear, _ in model.uses():
         known = first.setdefault(linear.name, linear)
         same = known.activation == linear.activation and known.quaternion == linear.quaternion and np.array_equal(known.weight, linear.weight)
         if not same or (known.bias is None) != (linear.bias is None) or not (known.bias is None or np.array_equal(known.bias, linear.bias)):
@@ -431,6 +249,32 @@ def _fold_layer(layer: Any, name: str, config: Any, hidden: _Chain, at: int, las
     return Layer(
         attention.heads, attention.head_size, last, tuple(reads), part_linears, part_norms, output, attention_norm, tuple(ffns), out, out_norm
     )
+
+
+def _fold_head(model: Any, head: Mapping[str, Any], hidden: _Chain, at: int, activation: str | None) -> Head:
+    """``head`` as it stands in the config. The stream ends at the scale 1, so that a feature map may be given as it is."""
+    if len(head["outputs"]) > 1 and head["tokens"] != "all":
+        raise ValueError(f"head {head['name']}: several outputs are for heads that read all tokens, one by one")
+    pooler = None
+    if head["pooler"] and model.pooler is not None:
+        pooler = replace(_linear("pooler", model.pooler), activation=model.config.pooler)
+    linear = None if head["size"] is None else _linear(head["name"], model.heads[head["name"]])
+    outputs = tuple(head["outputs"])
+    if activation is not None:
+        outputs = tuple(probability_name(name) for name in outputs)
+    folded = Head(outputs, head["tokens"], pooler, linear, head["normalized"], activation)
+    return folded.with_reader(lambda reader: hidden.read(at, reader))
+
+
+def probability_name(output: str) -> str:
+    """What logits of classes are called where a file gives their probabilities: ``slot_logits`` becomes ``slot_probabilities``.
+
+    Raises:
+        BadInput: ``output`` has no classes to choose from.
+    """
+    if output not in PROBABILITIES:
+        raise BadInput(f"{output}: only {' and '.join(PROBABILITIES)} can be given as probabilities; export the outputs as they are")
+    return PROBABILITIES[output]
 
 
 def _bottleneck_reads(

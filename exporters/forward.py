@@ -1,6 +1,6 @@
 """The steps of a folded encoder, written once for everyone who takes them.
 
-:func:`forward` walks a :class:`~exporters.folding.FoldedEncoder` and asks a :class:`Steps` for each operation. A writer
+:func:`forward` walks a :class:`~exporters.graph.FoldedEncoder` and asks a :class:`Steps` for each operation. A writer
 of files appends an operator per call; :class:`NumpySteps` computes. So every file, and the reference it is calibrated
 and judged by, has the same steps in the same order.
 """
@@ -12,11 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from exporters.folding import QUATERNION_SIGNS, FoldedEncoder, Linear, Norm, Table
+from exporters.graph import QUATERNION_SIGNS, FoldedEncoder, Linear, Norm, Table
+from runtimes.text import Encoding
 
 Value = Any
 """What a :class:`Steps` passes around: an array, or the name of a tensor."""
 Watch = Callable[[str, np.ndarray, np.ndarray, np.ndarray], None]
+SMALLEST_LENGTH = 1e-12
+"""What a vector is divided by at least when it is normalised, as torch does it."""
 
 
 class Steps(Protocol):
@@ -53,11 +56,25 @@ class Steps(Protocol):
     def attention(self, query: Value, key: Value, value: Value, heads: int, head_size: int) -> Value:
         """softmax(q k^T + mask) v per head, [m, A d]; the queries carry their 1/sqrt(d) already."""
 
+    def mean(self, x: Value) -> Value:
+        """Mean over the real tokens in float32, [1, width]; padding has no weight."""
+
+    def unit(self, x: Value) -> Value:
+        """Every row divided by its length, or by ``SMALLEST_LENGTH`` where that is more."""
+
     def softmax(self, logits: Value) -> Value: ...
 
+    def sigmoid(self, logits: Value) -> Value: ...
 
-def forward(model: FoldedEncoder, steps: Steps) -> Value:
-    """Result [1, C] of the text that ``steps`` holds, or one row for each of its texts."""
+    def unbind(self, x: Value, count: int) -> list[Value]:
+        """The ``count`` columns of x, each without its axis: [n]."""
+
+
+def forward(model: FoldedEncoder, steps: Steps) -> dict[str, Value]:
+    """Results by name of the text that ``steps`` holds: [1, C] for heads that read the first token or the mean, [n, T] or [n] per token.
+
+    Where ``steps`` holds several texts, [N, C], and the tokens of all texts end to end, [t, T] or [t].
+    """
     x = steps.words(model.words)
     if model.trigram:
         x = steps.trigrams(x)
@@ -93,10 +110,32 @@ def forward(model: FoldedEncoder, steps: Steps) -> Value:
         for ffn in layer.ffns:
             h = _residual(steps, ffn.down, None if ffn.up is None else _multiplied(steps, ffn.up, h), h, ffn.norm)
         x = h if layer.out is None else _residual(steps, layer.out, h, parts["hidden"], layer.out_norm)
-    if model.pooler is not None:
-        x = steps.linear(model.pooler, x)
-    logits = steps.linear(model.classifier, x)
-    return steps.softmax(logits) if model.probabilities else logits
+    return _results(model, steps, x)
+
+
+def _results(model: FoldedEncoder, steps: Steps, x: Value) -> dict[str, Value]:
+    """What the heads make of the last feature map; of its first token if that is all there is."""
+    read = {"first": x} if model.first_only else {"all": x}
+    pooled: dict[tuple[str, str], Value] = {}
+    results: dict[str, Value] = {}
+    for head in model.heads:
+        if head.tokens not in read:
+            read[head.tokens] = steps.first(x) if head.tokens == "first" else steps.mean(x)
+        value = read[head.tokens]
+        if head.pooler is not None:
+            key = (head.tokens, head.pooler.name)
+            if key not in pooled:
+                pooled[key] = steps.linear(head.pooler, value)
+            value = pooled[key]
+        if head.linear is not None:
+            value = steps.linear(head.linear, value)
+        if head.normalized:
+            value = steps.unit(value)
+        if head.activation is not None:
+            value = steps.softmax(value) if head.activation == "softmax" else steps.sigmoid(value)
+        values = [value] if len(head.outputs) == 1 else steps.unbind(value, len(head.outputs))
+        results |= dict(zip(head.outputs, values, strict=True))
+    return results
 
 
 def _multiplied(steps: Steps, linear: Linear, x: Value) -> Value:
@@ -115,15 +154,16 @@ class NumpySteps:
     """Compute the steps in float32 for many texts at once, whose tokens lie end to end: values are [all tokens, width].
 
     Args:
-        id_lists: the texts.
+        inputs: the texts; their token types count where the model has two segments.
         watch: is shown every matrix at work: its name, input [rows, in] and output [rows, out] after the activation, and
             the first row of each text.
     """
 
-    def __init__(self, id_lists: Sequence[Sequence[int]], watch: Watch | None = None) -> None:
-        self._lengths = np.array([len(ids) for ids in id_lists])
+    def __init__(self, inputs: Sequence[Encoding], watch: Watch | None = None) -> None:
+        self._lengths = np.array([len(encoding.ids) for encoding in inputs])
         self._starts = np.cumsum(self._lengths) - self._lengths
-        self._ids = np.concatenate([np.asarray(ids, np.int64) for ids in id_lists])
+        self._ids = np.concatenate([np.asarray(encoding.ids, np.int64) for encoding in inputs])
+        self._types = np.concatenate([np.asarray(encoding.types, np.int64) for encoding in inputs])
         self._watch = watch
 
     def words(self, table: Table) -> np.ndarray:
@@ -136,7 +176,8 @@ class NumpySteps:
         return np.concatenate([previous, words, following], axis=1)
 
     def positions(self, table: Table, segments: int, max_length: int) -> np.ndarray:
-        return table.rows[np.arange(len(self._ids)) - np.repeat(self._starts, self._lengths)]
+        own = np.arange(len(self._ids)) - np.repeat(self._starts, self._lengths)
+        return table.rows[own if segments == 1 else self._types * max_length + own]
 
     def linear(self, linear: Linear, x: np.ndarray) -> np.ndarray:
         return self._finished(linear, x, x @ linear.weight.T)
@@ -187,6 +228,18 @@ class NumpySteps:
     def softmax(self, logits: np.ndarray) -> np.ndarray:
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return weights / weights.sum(axis=-1, keepdims=True)
+
+    def mean(self, x: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(x, self._starts, axis=0) / self._lengths[:, None].astype(np.float32)
+
+    def unit(self, x: np.ndarray) -> np.ndarray:
+        return x / np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), np.float32(SMALLEST_LENGTH))
+
+    def sigmoid(self, logits: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-logits))
+
+    def unbind(self, x: np.ndarray, count: int) -> list[np.ndarray]:
+        return list(x.T)
 
 
 def _erf(x: np.ndarray) -> np.ndarray:

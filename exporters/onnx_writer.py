@@ -1,8 +1,9 @@
 """Write a folded encoder as an ONNX file, operator by operator.
 
-Inputs are int64 ``input_ids`` and ``attention_mask`` [batch_size, sequence_length] (and ``token_type_ids`` for two segments) under
-the hub's names, the output is ``logits`` (or ``probabilities``) [batch_size, C]; batch and length are free. Opset 17 and IR 9, which onnxruntime
-1.17 and onnxruntime-web read.
+Inputs are int64 ``input_ids`` and ``attention_mask`` [batch_size, sequence_length] (and ``token_type_ids`` for two segments), outputs those of
+the heads: [batch_size, C] where a text has one result, [batch_size, sequence_length, T] or [batch_size, sequence_length] where each token has.
+Names are the hub's; batch and length are free. What outputs hold at padding means nothing. Opset 17 and IR 9, which onnxruntime 1.17 and
+onnxruntime-web read.
 
 A float32 file has standard operators only. A quantized file takes those of ONNX Runtime (domain com.microsoft) that do
 several steps at once, because a small model pays more for the number of operators than for its arithmetic:
@@ -16,7 +17,7 @@ Every constant is stored once under its name, so a shared matrix is shared in th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.folding import MASKED_SCORE, QUATERNION_SIGNS, FoldedEncoder, Linear, Norm, Table
-from exporters.forward import forward
+from exporters.forward import SMALLEST_LENGTH, forward
+from exporters.graph import MASKED_SCORE, QUATERNION_SIGNS, FoldedEncoder, Head, Linear, Norm, Table
 from exporters.quant_plan import FLOAT32, FLOAT_PLAN, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8
 from runtimes.errors import BadInput
 
@@ -84,20 +85,24 @@ def write_onnx(model: FoldedEncoder, path: Path, plan: QuantPlan = FLOAT_PLAN, w
     quantized = any(plan.precision(linear.name) != FLOAT32 for linear, _ in model.linears())
     uses = Counter(linear.name for linear, _ in model.linears())
     steps = OnnxSteps(plan, model.segments, fused=quantized, watch=watch, shared={name for name, count in uses.items() if count > 1})
-    result = forward(model, steps)
-    watched = {name + WATCHED: tensor for name, tensor in steps.results.items()} if watch else {}
-    steps.finish({model.output: result} | watched)
-    graph = helper.make_graph(
-        steps.nodes, "encoder",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size", "sequence_length"]) for name in steps.inputs],
-        [helper.make_tensor_value_info(model.output, TensorProto.FLOAT, ["batch_size", len(model.classifier.weight)])]
-        + [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in steps.outputs[1:]],
-        list(steps.constants.values()),
-    )  # fmt: skip
+    results = forward(model, steps)
+    steps.finish(model.heads, results)
+    outputs = [_declared(head, name, model.width) for head in model.heads for name in head.outputs]
+    if watch:
+        outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in steps.show_results()]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size", "sequence_length"]) for name in steps.inputs]
+    graph = helper.make_graph(steps.nodes, "encoder", inputs, outputs, list(steps.constants.values()))
     opsets = [helper.make_opsetid("", OPSET)] + ([helper.make_opsetid(FUSED, 1)] if quantized else [])
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pocketbert")
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(proto, path)
+
+
+def _declared(head: Head, name: str, hidden: int) -> onnx.ValueInfoProto:
+    """The output ``name`` of ``head``, with its shape; a head without a matrix gives the feature map, ``hidden`` wide."""
+    width = hidden if head.linear is None else len(head.linear.weight)
+    shape = ["batch_size"] + (["sequence_length"] if head.per_token else [])
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape + ([width] if len(head.outputs) == 1 else []))
 
 
 class OnnxSteps:
@@ -117,16 +122,22 @@ class OnnxSteps:
         self._fused = fused
         self._watch = watch
         self._shared = shared
-        self._made: dict[tuple[str, ...], Any] = {}
-        self.results: dict[str, Tensor] = {}
-        self.outputs: list[str] = []
+        self._made: dict[tuple[Any, ...], Any] = {}
+        self._results: dict[str, Tensor] = {}
 
-    def finish(self, outputs: dict[str, Tensor]) -> None:
-        """Name the outputs. The first is the model's result, which loses its axis of tokens: [batch, C]."""
-        self.outputs = list(outputs)
-        for number, (name, tensor) in enumerate(outputs.items()):
-            kind, more = ("Identity", []) if number else ("Squeeze", [self._integers(1)])
-            self.nodes.append(helper.make_node(kind, [self._plain(tensor), *more], [name], name=f"{name}.output"))
+    def finish(self, heads: Sequence[Head], results: Mapping[str, Tensor | Product]) -> None:
+        """Name the outputs; those of a text lose their axis of tokens: [batch, C]."""
+        for head in heads:
+            kind, more = ("Identity", []) if head.per_token else ("Squeeze", [self._integers(1)])
+            for name in head.outputs:
+                self.nodes.append(helper.make_node(kind, [self._plain(results[name]), *more], [name], name=f"{name}.output"))
+
+    def show_results(self) -> list[str]:
+        """Make the result of every matrix an output; returns their names."""
+        names = {name + WATCHED: tensor for name, tensor in self._results.items()}
+        for name, tensor in names.items():
+            self.nodes.append(helper.make_node("Identity", [self._plain(tensor)], [name], name=f"{name}.output"))
+        return list(names)
 
     # --- operations -----------------------------------------------------------------------------------------------
 
@@ -218,8 +229,25 @@ class OnnxSteps:
         joined = self._node("Transpose", [self._node("MatMul", [weights, v])], perm=[0, 2, 1, 3])
         return Tensor(self._node("Reshape", [joined, self._integers(0, 0, heads * head_size)]))
 
-    def softmax(self, logits: Tensor) -> Tensor:
+    def mean(self, x: Tensor | Product) -> Tensor:
+        mask = self._once("Unsqueeze", [self._once("Cast", ["attention_mask"], to=TensorProto.FLOAT), self._integers(1)])  # [batch, 1, sequence]
+        count = self._once("ReduceSum", [mask, self._integers(2)], keepdims=1)
+        return Tensor(self._node("Div", [self._node("MatMul", [mask, self._plain(x)]), count]))
+
+    def unit(self, x: Tensor | Product) -> Tensor:
+        length = self._node("ReduceL2", [self._plain(x)], axes=[-1], keepdims=1)
+        least = self._constant("smallest_length", np.float32(SMALLEST_LENGTH))
+        return Tensor(self._node("Div", [self._plain(x), self._node("Max", [length, least])]))
+
+    def softmax(self, logits: Tensor | Product) -> Tensor:
         return Tensor(self._node("Softmax", [self._plain(logits)], axis=-1))
+
+    def sigmoid(self, logits: Tensor | Product) -> Tensor:
+        return Tensor(self._node("Sigmoid", [self._plain(logits)]))
+
+    def unbind(self, x: Tensor | Product, count: int) -> list[Tensor]:
+        parts = self._nodes("Split", [self._plain(x), self._integers(*[1] * count)], count, axis=-1)
+        return [Tensor(self._node("Squeeze", [part, self._integers(2)])) for part in parts]
 
     def _from_one_product(self, query: Any, key: Any, value: Any) -> bool:
         """Whether the three are the first parts, alike in width, of one product that is not computed yet."""
@@ -266,8 +294,8 @@ class OnnxSteps:
         """The result of ``linear``, of which the activation is missing in ``y``."""
         if linear.activation == "relu" and self._fused and not self._watch:
             return Tensor(y, rectify=True)
-        self.results[linear.name] = Tensor(y if linear.activation is None else self._activation(linear, y))
-        return self.results[linear.name]
+        self._results[linear.name] = Tensor(y if linear.activation is None else self._activation(linear, y))
+        return self._results[linear.name]
 
     def _product(self, linear: Linear, x: Tensor) -> str:
         precision = self._plan.precision(linear.name)
@@ -378,7 +406,7 @@ class OnnxSteps:
 
     def _once(self, kind: str, inputs: list[str], **options: Any) -> str:
         """The output of a node that is made for the first caller only."""
-        key = (kind, *inputs)
+        key = (kind, *inputs, *sorted(options.items()))
         if key not in self._made:
             self._made[key] = self._node(kind, inputs, **options)
         return self._made[key]

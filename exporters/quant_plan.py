@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from exporters.folding import FoldedEncoder
+from exporters.graph import FoldedEncoder
 from runtimes.errors import BadInput
 
 FLOAT32 = "float32"

@@ -5,17 +5,18 @@ of the worst as possible are kept. A file that cannot hold its floor with at mos
 float32 is refused.
 
 Source of the ranking by one tensor at a time: Dong et al. 2019, HAWQ, arXiv:1905.03696 §4.3 orders layers by such a
-sensitivity; here it is the measured change of the logits and not an eigenvalue.
+sensitivity; here it is the measured change of the outputs and not an eigenvalue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from exporters.golden import Results
 from exporters.quant_plan import FLOAT32, QuantPlan
 from runtimes.errors import GateFailed
 
@@ -25,7 +26,7 @@ MAX_KEPT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Damage:
-    """What quantizing one tensor alone does: mean squared change of the logits, and share of texts decided otherwise (per cent)."""
+    """What quantizing one tensor alone does: mean squared change of the outputs, and share of decisions that fall otherwise (per cent)."""
 
     name: str
     squared_change: float
@@ -34,7 +35,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The plan that holds, the metric of its file in per cent, and the tensors kept in float32, worst first."""
+    """The plan that holds, the metric of its file and of the file with all tensors quantized, and the tensors kept in float32, worst first."""
 
     plan: QuantPlan
     score: float
@@ -48,7 +49,8 @@ def quantize_within(
     path: Path,
     plan: QuantPlan,
     sizes: Mapping[str, int],
-    logits: Callable[[Path], np.ndarray],
+    outputs: Callable[[Path], Sequence[Results]],
+    decide: Callable[[Results], np.ndarray],
     score: Callable[[Path], float],
     floor: float,
     say: Callable[[str], None],
@@ -58,8 +60,9 @@ def quantize_within(
     Args:
         write: writes the file of a plan.
         sizes: bytes in float32 of every tensor that a plan can name.
-        logits: [N, C] that a file gives on probe texts.
-        score: the task's metric of a file in per cent.
+        outputs: what a file gives for each of some probe texts, by name.
+        decide: what is decided by the outputs of one text, integers; none for a task of numbers or vectors.
+        score: the task's metric of a file; more is better.
 
     Raises:
         GateFailed: no choice holds; the file of the last try stays at ``path``.
@@ -68,15 +71,15 @@ def quantize_within(
     first = score(path)
     if first >= floor:
         return Outcome(plan, first, first, (), ())
-    say(f"{path.name}: {first:.2f} %, at least {floor:.2f} is needed; measuring what each tensor does")
-    ranking = rank(write, path.with_name(f"probe_{path.name}"), plan, sizes, logits)
+    say(f"{path.name}: {first:.2f}, at least {floor:.2f} is needed; measuring what each tensor does")
+    ranking = rank(write, path.with_name(f"probe_{path.name}"), plan, sizes, outputs, decide)
     tries: dict[int, float] = {0: first}
 
     def holds(count: int) -> bool:
         if count not in tries:
             write(plan.keeping(d.name for d in ranking[:count]), path)
             tries[count] = score(path)
-            say(f"{path.name}: with the {count} worst in float32: {tries[count]:.2f} %")
+            say(f"{path.name}: with the {count} worst in float32: {tries[count]:.2f}")
         return tries[count] >= floor
 
     total = sum(sizes.values())
@@ -90,7 +93,7 @@ def quantize_within(
     if high == 0 or not holds(high):
         worst = ", ".join(f"{d.name} ({d.squared_change:.3g})" for d in ranking[:3])
         raise GateFailed(
-            f"{path.name}: {tries[max(tries)]:.2f} % with {max(tries)} of {len(ranking)} tensors in float32, {floor:.2f} is needed and no more than "
+            f"{path.name}: {tries[max(tries)]:.2f} with {max(tries)} of {len(ranking)} tensors in float32, {floor:.2f} is needed and no more than "
             f"{MAX_KEPT_SHARE:.0%} of the weights may stay; the most damage is done by {worst}. Allow a larger drop, or choose another scheme"
         )
     while high - low > 1:
@@ -102,18 +105,34 @@ def quantize_within(
 
 
 def rank(
-    write: Callable[[QuantPlan, Path], None], path: Path, plan: QuantPlan, sizes: Mapping[str, int], logits: Callable[[Path], np.ndarray]
+    write: Callable[[QuantPlan, Path], None],
+    path: Path,
+    plan: QuantPlan,
+    sizes: Mapping[str, int],
+    outputs: Callable[[Path], Sequence[Results]],
+    decide: Callable[[Results], np.ndarray],
 ) -> list[Damage]:
     """Damage of every tensor that ``plan`` quantizes, worst first. ``path`` is written and removed."""
     write(QuantPlan(FLOAT32), path)
-    exact = logits(path)
+    exact = outputs(path)
+    decided = np.concatenate([decide(result) for result in exact])
     found = []
     for name in sizes:
         if plan.precision(name) == FLOAT32:
             continue
         write(plan.only(name), path)
-        got = logits(path)
-        otherwise = float(np.mean(got.argmax(axis=1) != exact.argmax(axis=1)))
-        found.append(Damage(name, float(np.mean((got - exact) ** 2)), round(100 * otherwise, 3)))
+        got = outputs(path)
+        otherwise = np.concatenate([decide(result) for result in got]) != decided
+        share = float(np.mean(otherwise)) if otherwise.size else 0.0
+        found.append(Damage(name, _squared_change(got, exact), round(100 * share, 3)))
     path.unlink()
     return sorted(found, key=lambda d: (-d.squared_change, d.name))
+
+
+def _squared_change(got: Sequence[Results], exact: Sequence[Results]) -> float:
+    """Mean over the values of each output, then over the outputs, so that one with a result per token does not outvote the others."""
+    means = []
+    for name in exact[0]:
+        changes = np.concatenate([(mine[name] - wanted[name]).ravel() for mine, wanted in zip(got, exact, strict=True)])
+        means.append(float(np.mean(changes**2)))
+    return float(np.mean(means))

@@ -1,7 +1,8 @@
 """Write a folded encoder as a TFLite file, operator by operator: one signature per length bucket, one set of weights.
 
 A signature ``serving_N`` takes int32 ``input_ids`` and ``attention_mask`` [1, N] (and ``token_type_ids`` for two segments)
-and returns ``logits`` (or ``probabilities``) [1, C]. Inside, a text is a matrix [N, width].
+and returns the outputs of the heads: [1, C] where a text has one result, [1, N, T] or [1, N] where each token has; what these hold at
+padding means nothing. Inside, a text is a matrix [N, width].
 
 An 8-bit table stores its row scales beside it and is looked up with the scale 1: 8 bytes per row smaller than scales with
 their zero points, and every runtime computes it. tflite-runtime 2.14 and older know one scale per weight tensor: of scales
@@ -14,7 +15,7 @@ What this file does not do: choose buckets (:mod:`exporters.buckets`) or precisi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from exporters.folding import MASKED_SCORE, QUATERNION_SIGNS, FoldedEncoder, Linear, Norm, Table
-from exporters.forward import forward
+from exporters.forward import SMALLEST_LENGTH, forward
+from exporters.graph import MASKED_SCORE, QUATERNION_SIGNS, FoldedEncoder, Head, Linear, Norm, Table
 from exporters.quant_plan import FLOAT32, FLOAT_PLAN, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8
+from exporters.tflite_file import Operator, TfliteFile, affine, mapped, packed, quantization
 from exporters.tflite_pack import pack
 from runtimes.backends import SIGNATURE_PREFIX
 from runtimes.errors import BadInput
 
-Operator, Activation, Kind = schema.BuiltinOperator, schema.ActivationFunctionType, schema.TensorType
-SCHEMA_VERSION = 3
+Activation, Kind = schema.ActivationFunctionType, schema.TensorType
 NO_TENSOR = -1
 SMALLEST_EPS = 1e-12
 KINDS = {np.dtype(np.float32): Kind.FLOAT32, np.dtype(np.int32): Kind.INT32, np.dtype(np.int8): Kind.INT8, np.dtype(np.uint8): Kind.INT4}
@@ -65,50 +66,18 @@ def write_tflite(
     Raises:
         BadInput: a precision that the runtime has no operator for, or a static one without its range.
     """
-    file = _File()
+    file = TfliteFile()
     for length in sorted(buckets):
         steps = TfliteSteps(file, length, model.segments, plan, old_runtimes)
-        result = forward(model, steps)
-        steps.finish({model.output: result} | (steps.results if watch else {}))
+        steps.finish(model.heads, forward(model, steps), watch)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack(file.model))
-
-
-class _File:
-    """The parts that all graphs share: operator codes and contents of constants, each once."""
-
-    def __init__(self) -> None:
-        self.model = schema.ModelT()
-        self.model.version, self.model.description = SCHEMA_VERSION, b"pocketbert"
-        self.model.buffers, self.model.operatorCodes = [schema.BufferT()], []  # buffer 0 means: computed
-        self.model.subgraphs, self.model.signatureDefs = [], []
-        self._codes: dict[tuple[int, int], int] = {}
-        self._buffers: dict[tuple[str, bytes], int] = {}
-
-    def code(self, operator: int, version: int) -> int:
-        if (operator, version) not in self._codes:
-            code = schema.OperatorCodeT()
-            code.builtinCode, code.version = operator, version
-            code.deprecatedBuiltinCode = min(operator, Operator.PLACEHOLDER_FOR_GREATER_OP_CODES)  # very old readers know it alone
-            self._codes[operator, version] = len(self.model.operatorCodes)
-            self.model.operatorCodes.append(code)
-        return self._codes[operator, version]
-
-    def buffer(self, array: np.ndarray) -> int:
-        content = array.tobytes()
-        key = (array.dtype.str, content)
-        if key not in self._buffers:
-            buffer = schema.BufferT()
-            buffer.data = np.frombuffer(content, np.uint8)
-            self._buffers[key] = len(self.model.buffers)
-            self.model.buffers.append(buffer)
-        return self._buffers[key]
 
 
 class TfliteSteps:
     """The operations of :class:`exporters.forward.Steps` in one graph, for texts of ``length`` tokens."""
 
-    def __init__(self, file: _File, length: int, segments: int, plan: QuantPlan, old_runtimes: bool) -> None:
+    def __init__(self, file: TfliteFile, length: int, segments: int, plan: QuantPlan, old_runtimes: bool) -> None:
         self._file = file
         self._length = length
         self._plan = plan
@@ -118,19 +87,26 @@ class TfliteSteps:
         self._graph.tensors, self._graph.operators = [], []
         self._constants: dict[str, Tensor] = {}
         self._made: dict[tuple[Any, ...], Tensor] = {}
-        self.results: dict[str, Tensor] = {}
+        self._results: dict[str, Tensor] = {}
         names = ["input_ids", "attention_mask"] + (["token_type_ids"] if segments == 2 else [])
         self._inputs = {name: self._tensor(name, (1, length), Kind.INT32) for name in names}
 
-    def finish(self, outputs: dict[str, Tensor]) -> None:
-        """Close the graph and give it its signature."""
-        outputs = {name: self._columns(tensor) for name, tensor in outputs.items()}
+    def finish(self, heads: Sequence[Head], results: Mapping[str, Tensor], watch: bool) -> None:
+        """Close the graph and give it its signature; with the result of every matrix if ``watch``."""
+        outputs = {}
+        for head in heads:
+            for name in head.outputs:
+                result = self._columns(results[name])
+                matrix = head.per_token and len(head.outputs) == 1
+                outputs[name] = self._reshape(result, (1, *result.shape)) if matrix else result
+        if watch:
+            outputs |= {name: self._columns(tensor) for name, tensor in self._results.items()}
         self._graph.inputs = [tensor.number for tensor in self._inputs.values()]
         self._graph.outputs = [tensor.number for tensor in outputs.values()]
         signature = schema.SignatureDefT()
         signature.signatureKey, signature.subgraphIndex = self._graph.name, len(self._file.model.subgraphs)
-        signature.inputs = [_mapped(name, tensor) for name, tensor in sorted(self._inputs.items())]
-        signature.outputs = [_mapped(name, tensor) for name, tensor in outputs.items()]
+        signature.inputs = [mapped(name, tensor.number) for name, tensor in self._inputs.items()]
+        signature.outputs = [mapped(name, tensor.number) for name, tensor in outputs.items()]
         self._file.model.subgraphs.append(self._graph)
         self._file.model.signatureDefs.append(signature)
 
@@ -141,7 +117,7 @@ class TfliteSteps:
         if self._plan.table_precision(table.name) == FLOAT32:
             return self._lookup(ids, self._constant(table.name, table.rows))
         codes, scales = rows_to_int8(table.rows)
-        words = self._lookup(ids, self._constant(table.name, codes, _quantization(np.ones(1, np.float32))))
+        words = self._lookup(ids, self._constant(table.name, codes, quantization(np.ones(1, np.float32))))
         return self._binary(Operator.MUL, words, self._lookup(ids, self._constant(f"{table.name}.scales", scales[:, None])))
 
     def trigrams(self, words: Tensor) -> Tensor:
@@ -166,7 +142,7 @@ class TfliteSteps:
         precision = self._plan.precision(linear.name)
         codes = precision == INT8_STATIC and x.quantization is not None and x.width is None
         y = self._product(linear, x if codes else self._columns(x))
-        self.results[linear.name] = y
+        self._results[linear.name] = y
         return y
 
     def quaternion(self, linear: Linear, x: Tensor) -> Tensor:
@@ -182,8 +158,8 @@ class TfliteSteps:
         relu = linear.activation == "relu"
         bias = self._bias(linear, linear.bias)
         y = self._binary(Operator.ADD, self._reshape(sums, (count, rows)), bias, Activation.RELU if relu else Activation.NONE)
-        self.results[linear.name] = y if relu else self._activation(linear, y)
-        return self.results[linear.name]
+        self._results[linear.name] = y if relu else self._activation(linear, y)
+        return self._results[linear.name]
 
     def shift(self, linear: Linear, x: Tensor) -> Tensor:
         return self._binary(Operator.ADD, self._columns(x), self._bias(linear, linear.bias))
@@ -224,7 +200,31 @@ class TfliteSteps:
     def softmax(self, logits: Tensor) -> Tensor:
         options = schema.SoftmaxOptionsT()
         options.beta = 1.0
-        return self._node(Operator.SOFTMAX, [self._columns(logits)], logits.shape, options)
+        x = self._columns(logits)
+        return self._node(Operator.SOFTMAX, [x], x.shape, options)
+
+    def sigmoid(self, logits: Tensor) -> Tensor:
+        x = self._columns(logits)
+        return self._node(Operator.LOGISTIC, [x], x.shape)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The sum of the tokens, each times its share of 1."""
+        real = self._cast(self._reshape(self._inputs["attention_mask"], (self._length, 1), Kind.INT32))
+        shares = self._node(Operator.DIV, [real, self._sum(real, 0)], real.shape, schema.DivOptionsT())
+        return self._sum(self._binary(Operator.MUL, self._columns(x), shares), 0)
+
+    def unit(self, x: Tensor) -> Tensor:
+        """In operators of which every runtime makes the same; L2_NORMALIZATION has another least length in each."""
+        x = self._columns(x)
+        squares = self._sum(self._binary(Operator.MUL, x, x), 1)
+        least = self._constant("smallest_square", np.array([SMALLEST_LENGTH**2], np.float32))
+        kept = self._node(Operator.MAXIMUM, [squares, least], squares.shape, schema.MaximumMinimumOptionsT())
+        return self._binary(Operator.MUL, x, self._node(Operator.RSQRT, [kept], kept.shape))
+
+    def unbind(self, x: Tensor, count: int) -> list[Tensor]:
+        """[1, n] each, as a file returns them."""
+        x = self._columns(x)
+        return [self._reshape(self._slice(x, (0, number), (x.shape[0], 1)), (1, x.shape[0])) for number in range(count)]
 
     # --- matrices -------------------------------------------------------------------------------------------------
 
@@ -239,11 +239,11 @@ class TfliteSteps:
         """int8 or int4 weights; the runtime quantizes the input row by row."""
         bits = 4 if self._plan.precision(linear.name) == INT4 else 8
         codes, scales = rows_to_int8(linear.weight, bits)
-        stored = _packed(codes) if bits == 4 else codes
+        stored = packed(codes) if bits == 4 else codes
         if not self._old:
-            weight = self._constant(linear.name, stored, _quantization(scales), codes.shape)
+            weight = self._constant(linear.name, stored, quantization(scales), codes.shape)
             return self._fully_connected(linear, x, weight, self._bias(linear, linear.bias), PER_CHANNEL)
-        weight = self._constant(linear.name, stored, _quantization(np.ones(1, np.float32)), codes.shape)
+        weight = self._constant(linear.name, stored, quantization(np.ones(1, np.float32)), codes.shape)
         bias = self._bias(linear, None if linear.bias is None else linear.bias / scales)
         plain = Linear(linear.name, linear.weight, linear.bias)
         product = self._fully_connected(plain, x, weight, bias, 1)
@@ -260,7 +260,7 @@ class TfliteSteps:
         if linear.activation not in (None, "relu") or linear.quaternion:
             return self._dynamic(linear, self._columns(x))
         if x.quantization is None:
-            source = _affine(seen.input_min, seen.input_max)
+            source = affine(seen.input_min, seen.input_max)
             x = self._node(Operator.QUANTIZE, [x], x.shape, schema.QuantizeOptionsT(), kind=Kind.INT8, quantization=source)
         codes, scales = rows_to_int8(linear.weight)
         bias_scales = scales.astype(np.float64) * x.quantization.scale[0]
@@ -269,11 +269,11 @@ class TfliteSteps:
         held = np.clip(np.round(bias), limits.min, limits.max).astype(np.int32)
         options = schema.FullyConnectedOptionsT()
         options.fusedActivationFunction = Activation.RELU if linear.activation == "relu" else Activation.NONE
-        weight = self._constant(linear.name, codes, _quantization(scales))
+        weight = self._constant(linear.name, codes, quantization(scales))
         # A shared matrix may read codes of several scales, and its bias is in units of them: one for each.
         name = f"{linear.name}.bias.{x.quantization.scale[0]:.9g}"
-        inputs = [x, weight, self._constant(name, held, _quantization(bias_scales))]
-        result = _affine(seen.output_min, seen.output_max)
+        inputs = [x, weight, self._constant(name, held, quantization(bias_scales))]
+        result = affine(seen.output_min, seen.output_max)
         shape = (x.shape[0], len(scales))
         return self._node(Operator.FULLY_CONNECTED, inputs, shape, options, version=PER_CHANNEL, kind=Kind.INT8, quantization=result)
 
@@ -319,10 +319,7 @@ class TfliteSteps:
         """[1, 1, n] to add to the scores."""
         if ("mask",) not in self._made:
             mask = self._reshape(self._inputs["attention_mask"], (1, 1, self._length), Kind.INT32)
-            options = schema.CastOptionsT()
-            options.inDataType, options.outDataType = Kind.INT32, Kind.FLOAT32
-            real = self._node(Operator.CAST, [mask], mask.shape, options)
-            hidden = self._binary(Operator.SUB, real, self._constant("one", np.ones(1, np.float32)))
+            hidden = self._binary(Operator.SUB, self._cast(mask), self._constant("one", np.ones(1, np.float32)))
             self._made["mask",] = self._binary(Operator.MUL, hidden, self._constant("masked", np.array([-MASKED_SCORE], np.float32)))
         return self._made["mask",]
 
@@ -347,10 +344,24 @@ class TfliteSteps:
     def _lookup(self, ids: Tensor, rows: Tensor) -> Tensor:
         return self._node(Operator.EMBEDDING_LOOKUP, [ids, rows], (ids.shape[0], rows.shape[1]))
 
+    def _cast(self, x: Tensor) -> Tensor:
+        """int32 -> float32."""
+        options = schema.CastOptionsT()
+        options.inDataType, options.outDataType = Kind.INT32, Kind.FLOAT32
+        return self._node(Operator.CAST, [x], x.shape, options)
+
     def _mean(self, x: Tensor) -> Tensor:
+        return self._reduced(Operator.MEAN, x, 1)
+
+    def _sum(self, x: Tensor, axis: int) -> Tensor:
+        return self._reduced(Operator.SUM, x, axis)
+
+    def _reduced(self, operator: int, x: Tensor, axis: int) -> Tensor:
+        """[n, width] with one of its axes 1 long."""
         options = schema.ReducerOptionsT()
         options.keepDims = True
-        return self._node(Operator.MEAN, [x, self._integers(1)], (x.shape[0], 1), options)
+        shape = (1, x.shape[1]) if axis == 0 else (x.shape[0], 1)
+        return self._node(operator, [x, self._integers(axis)], shape, options)
 
     def _binary(self, operator: int, a: Tensor, b: Tensor, activation: int = Activation.NONE, kind: int = Kind.FLOAT32) -> Tensor:
         options = {Operator.ADD: schema.AddOptionsT, Operator.SUB: schema.SubOptionsT, Operator.MUL: schema.MulOptionsT}[operator]()
@@ -407,30 +418,3 @@ class TfliteSteps:
             node.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
         self._graph.operators.append(node)
         return replace(output, quantization=quantization)
-
-
-def _mapped(name: str, tensor: Tensor) -> schema.TensorMapT:
-    entry = schema.TensorMapT()
-    entry.name, entry.tensorIndex = name.encode(), tensor.number
-    return entry
-
-
-def _quantization(scales: np.ndarray, zero: int = 0) -> schema.QuantizationParametersT:
-    """One scale for all, or one for each row."""
-    quantization = schema.QuantizationParametersT()
-    quantization.scale, quantization.zeroPoint = scales.astype(np.float32), np.full(len(scales), zero, np.int64)
-    return quantization
-
-
-def _affine(low: float, high: float) -> schema.QuantizationParametersT:
-    """int8 codes for low..high, in which 0 has a code of its own."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255 or 1.0
-    return _quantization(np.array([scale], np.float32), round(-128 - low / scale))
-
-
-def _packed(codes: np.ndarray) -> np.ndarray:
-    """Codes of 4 bits, two a byte, the first in the low half."""
-    flat = (codes.reshape(-1) & 0xF).astype(np.uint8)
-    flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
-    return flat[0::2] | flat[1::2] << 4

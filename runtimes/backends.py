@@ -1,6 +1,10 @@
 """Run one model file: ONNX through onnxruntime, TFLite through LiteRT or tflite-runtime.
 
-All share one verb, ``logits(ids) -> float32 [C]`` for one text. Which inputs a file has is read from the file.
+All share one verb, ``run(ids, types) -> outputs by name`` for one input. Which inputs and outputs a file has is read from the file:
+
+- inputs: ``input_ids``, ``attention_mask`` and ``token_type_ids`` [1, n]; the last two only where the file takes them;
+- outputs: float32, per input [1, ...] or per token [1, n, ...] (:func:`per_token`).
+
 A loaded model serves one thread at a time.
 
 TFLite goes through LiteRT's CompiledModel where the installed version can share packed weights between signatures: the
@@ -12,7 +16,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -23,10 +27,12 @@ import numpy as np
 
 from runtimes.errors import BadInput, IntegrityError
 from runtimes.session import SessionOptions
+from runtimes.text import Encoding
 
 SIGNATURE_PREFIX = "serving_"
-OUTPUTS = ("logits", "probabilities")
-"""What a file's result may be called; the bundle's manifest says how to decode it."""
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TOKEN_SCORES = ("start_logits", "end_logits")
+"""Outputs with one number for each token."""
 
 
 class Model(Protocol):
@@ -34,8 +40,19 @@ class Model(Protocol):
 
     runtime: str
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        """Logits float32 [C] of one text given as token ids; probabilities where that is what the file gives."""
+    def run(self, ids: Sequence[int], types: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Run one input.
+
+        Args:
+            ids: its n tokens.
+            types: the token type of each, all 0 if None; ignored by a file that takes none.
+
+        Returns:
+            Every output of the file by name, float32: per input [...], per token [n, ...].
+
+        Raises:
+            BadInput: more tokens than the file takes.
+        """
 
     def tensors(self) -> tuple[list[dict], list[dict]]:
         """Inputs and outputs as a manifest lists them."""
@@ -96,22 +113,34 @@ class OnnxModel:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a family of its own that is not public
             raise IntegrityError(f"{path}: onnxruntime cannot read it: {error}") from error
-        self._inputs = [item.name for item in self._session.get_inputs()]
-        self._output = [_result_name(path, [item.name for item in self._session.get_outputs()])]
+        self._inputs = {item.name: np.int32 if item.type == "tensor(int32)" else np.int64 for item in self._session.get_inputs()}
+        _check_inputs(path, self._inputs)
+        self._outputs = [item.name for item in self._session.get_outputs()]
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        row = np.asarray([ids], dtype=np.int64)
-        feeds = {name: _feed(name, row, np.ones_like(row)) for name in self._inputs}
-        return self._session.run(self._output, feeds)[0][0]
+    def run(self, ids: Sequence[int], types: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        row = np.array([ids], np.int64)
+        given = {"input_ids": row, "attention_mask": np.ones_like(row)}
+        if "token_type_ids" in self._inputs:
+            given["token_type_ids"] = np.zeros_like(row) if types is None else np.array([types], np.int64)
+        return {name: value[0] for name, value in self._results(given).items()}  # nothing is padded, so nothing is cut
 
-    def batch_logits(self, id_lists: Sequence[Sequence[int]], pad_id: int = 0) -> np.ndarray:
-        """Logits [b, C] of texts padded to the longest and run together."""
-        width = max(map(len, id_lists))
-        ids = np.full((len(id_lists), width), pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, text in enumerate(id_lists):
-            ids[row, : len(text)], mask[row, : len(text)] = text, 1
-        return self._session.run(self._output, {name: _feed(name, ids, mask) for name in self._inputs})[0]
+    def run_batch(self, encodings: Sequence[Encoding], pad_id: int = 0) -> list[dict[str, np.ndarray]]:
+        """What :meth:`run` gives for each input, from one run of all, padded to the longest."""
+        ids = np.full((len(encodings), max(len(one.ids) for one in encodings)), pad_id, np.int64)
+        mask, types = np.zeros_like(ids), np.zeros_like(ids)
+        for row, one in enumerate(encodings):
+            tokens = len(one.ids)
+            ids[row, :tokens], mask[row, :tokens], types[row, :tokens] = one.ids, 1, one.types
+        results = self._results(dict(zip(INPUTS, (ids, mask, types), strict=True)))
+        return [
+            {name: value[row, : len(one.ids)] if per_token(name, value.ndim) else value[row] for name, value in results.items()}
+            for row, one in enumerate(encodings)
+        ]
+
+    def _results(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feeds = {name: given[name].astype(dtype, copy=False) for name, dtype in self._inputs.items()}
+        results = self._session.run(self._outputs, feeds)
+        return {name: value.astype(np.float32, copy=False) for name, value in zip(self._outputs, results, strict=True)}
 
     def tensors(self) -> tuple[list[dict], list[dict]]:
         """Inputs and outputs as a manifest lists them: name, dtype, shape."""
@@ -122,7 +151,7 @@ class OnnxModel:
 
 
 class TfliteModel:
-    """A TFLite file with one signature per length bucket; a text runs in the smallest bucket that holds it."""
+    """A TFLite file with one signature per length bucket; an input runs in the smallest bucket that holds it."""
 
     def __init__(self, path: Path, session: SessionOptions | None = None) -> None:
         session = session or SessionOptions()
@@ -141,21 +170,21 @@ class TfliteModel:
             raise IntegrityError(f"{path}: no signature {SIGNATURE_PREFIX}N; the file has {sorted(names)}")
         self.buckets = lengths
 
-    def logits(self, ids: list[int]) -> np.ndarray:
+    def run(self, ids: Sequence[int], types: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         bucket = next((n for n in self.buckets if n >= len(ids)), None)
         if bucket is None:
             raise BadInput(f"{len(ids)} tokens do not fit the largest bucket of {self.buckets[-1]}")
-        return self._signatures[bucket].logits(ids)
+        return self._signatures[bucket].run(ids, types)
 
     def tensors(self) -> tuple[list[dict], list[dict]]:
         """Inputs and outputs of the largest bucket as a manifest lists them; N stands for the bucket's length."""
         signature = self._signatures[self.buckets[-1]]
         return tuple(
             [
-                {"name": n, "dtype": np.dtype(d["dtype"]).name, "shape": ["N" if size == self.buckets[-1] else int(size) for size in d["shape"]]}
-                for n, d in sorted(details.items())  # runtimes list them in orders of their own
+                {"name": name, "dtype": np.dtype(details[name]["dtype"]).name, "shape": _shape(name, details[name]["shape"], is_input)}
+                for name in sorted(details)  # runtimes list them in orders of their own
             ]
-            for details in (signature.inputs, signature.outputs)
+            for details, is_input in ((signature.inputs, True), (signature.outputs, False))
         )
 
 
@@ -165,14 +194,14 @@ class _InterpretedSignature:
     def __init__(self, path: Path, interpreter: Any, name: str, bucket: int) -> None:
         self._runner = interpreter.get_signature_runner(name)
         self.inputs, self.outputs = self._runner.get_input_details(), self._runner.get_output_details()
-        self._names, self._bucket, self._output = list(self.inputs), bucket, _result_name(path, list(self.outputs))
+        _check_signature(path, name, bucket, self.inputs, self.outputs)
+        self._feeds = {key: np.zeros((1, bucket), np.int32) for key in self.inputs}
+        self._per_token = {key: per_token(key, len(details["shape"])) for key, details in self.outputs.items()}
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        row = np.zeros((1, self._bucket), dtype=np.int32)
-        mask = np.zeros((1, self._bucket), dtype=np.int32)
-        row[0, : len(ids)] = ids
-        mask[0, : len(ids)] = 1
-        return self._runner(**{name: _feed(name, row, mask) for name in self._names})[self._output][0]
+    def run(self, ids: Sequence[int], types: Sequence[int] | None) -> dict[str, np.ndarray]:
+        tokens = len(ids)
+        _fill(self._feeds, ids, types)
+        return {name: value[0, :tokens] if self._per_token[name] else value[0] for name, value in self._runner(**self._feeds).items()}
 
 
 class _CompiledSignature:
@@ -180,41 +209,76 @@ class _CompiledSignature:
 
     def __init__(self, path: Path, model: Any, name: str, bucket: int) -> None:
         self.inputs, self.outputs = model.get_input_tensor_details(name), model.get_output_tensor_details(name)
+        _check_signature(path, name, bucket, self.inputs, self.outputs)
         self._run, self._index = model.run_by_index, model.get_signature_index(name)
-        self._row, self._mask = np.zeros((1, bucket), dtype=np.int32), np.zeros((1, bucket), dtype=np.int32)
         in_order = model.get_signature_list()[name]
-        buffers = {key: model.create_input_buffer_by_name(name, key) for key in in_order["inputs"]}
-        for buffer in buffers.values():
-            buffer.write(self._row)  # what is never written again, token types, stays 0
-        arrays = {"input_ids": self._row, "attention_mask": self._mask}
-        self._written = [(buffer, arrays[key]) for key, buffer in buffers.items() if key in arrays]
-        self._buffers = list(buffers.values())
+        self._feeds = {key: np.zeros((1, bucket), np.int32) for key in in_order["inputs"]}
+        self._buffers = [model.create_input_buffer_by_name(name, key) for key in in_order["inputs"]]
+        self._writes = list(zip(self._buffers, self._feeds.values(), strict=True))
         self._results = [model.create_output_buffer_by_name(name, key) for key in in_order["outputs"]]
-        result = _result_name(path, in_order["outputs"])
-        self._logits = self._results[in_order["outputs"].index(result)]
-        self._classes = int(np.prod(self.outputs[result]["shape"]))
+        shapes = {key: tuple(int(size) for size in self.outputs[key]["shape"]) for key in in_order["outputs"]}
+        self._reads = [
+            (key, buffer, int(np.prod(shape)), shape[1:] if len(shape) > 2 else None, per_token(key, len(shape)))
+            for (key, shape), buffer in zip(shapes.items(), self._results, strict=True)
+        ]
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        tokens = len(ids)
-        self._row[0, :tokens], self._row[0, tokens:] = ids, 0
-        self._mask[0, :tokens], self._mask[0, tokens:] = 1, 0
-        for buffer, array in self._written:
+    def run(self, ids: Sequence[int], types: Sequence[int] | None) -> dict[str, np.ndarray]:
+        _fill(self._feeds, ids, types)
+        for buffer, array in self._writes:
             buffer.write(array)
         self._run(self._index, self._buffers, self._results)
-        return self._logits.read(self._classes, np.float32)
+        outputs = {}
+        for name, buffer, size, shape, of_tokens in self._reads:
+            value = buffer.read(size, np.float32)  # flat, and fresh memory each time
+            if shape is not None:
+                value = value.reshape(shape)
+            outputs[name] = value[: len(ids)] if of_tokens else value
+        return outputs
 
 
-def _result_name(path: Path, outputs: Sequence[str]) -> str:
-    found = next((name for name in OUTPUTS if name in outputs), None)
-    if found is None:
-        raise IntegrityError(f"{path}: no output {' or '.join(OUTPUTS)}; the file has {', '.join(sorted(outputs))}")
-    return found
+def per_token(name: str, rank: int) -> bool:
+    """Whether the output ``name`` has a row for each token, rather than one for the whole input; ``rank`` counts the batch axis."""
+    return rank == 3 or name in TOKEN_SCORES
 
 
-def _feed(name: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    if name == "input_ids":
-        return ids
-    return mask if name == "attention_mask" else np.zeros_like(ids)
+def _fill(feeds: dict[str, np.ndarray], ids: Sequence[int], types: Sequence[int] | None) -> None:
+    """Write one input into the arrays [1, N] of a signature; nothing of the input before may be left."""
+    tokens = len(ids)
+    values = {"input_ids": ids, "attention_mask": 1, "token_type_ids": 0 if types is None else types}
+    for name, array in feeds.items():
+        array[0, :tokens] = values[name]
+        array[0, tokens:] = 0
+
+
+def _shape(name: str, sizes: Sequence[int], is_input: bool) -> list[int | str]:
+    """A shape for a manifest, N where it is the bucket's length."""
+    shape: list[int | str] = [int(size) for size in sizes]
+    if is_input or per_token(name, len(shape)):
+        shape[1] = "N"
+    return shape
+
+
+def _check_inputs(path: Path, names: Iterable[str]) -> None:
+    unknown = sorted(set(names) - set(INPUTS))
+    if unknown or "input_ids" not in names:
+        what = f"takes {unknown[0]!r}" if unknown else "takes no input_ids"
+        raise IntegrityError(f"{path}: {what}; inputs that can be fed are {', '.join(INPUTS)}, and input_ids is needed")
+
+
+def _check_signature(path: Path, name: str, bucket: int, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+    """Refuse what would be fed or read wrongly."""
+    _check_inputs(path, inputs)
+    for key, details in inputs.items():
+        if tuple(details["shape"]) != (1, bucket) or np.dtype(details["dtype"]) != np.int32:
+            raise IntegrityError(f"{path}: {name}: {key} is {_described(details)}; expected int32 [1, {bucket}]")
+    for key, details in outputs.items():
+        of_tokens = per_token(key, len(details["shape"]))
+        if np.dtype(details["dtype"]) != np.float32 or details["shape"][0] != 1 or (of_tokens and details["shape"][1] != bucket):
+            raise IntegrityError(f"{path}: {name}: {key} is {_described(details)}; expected float32 [1, {f'{bucket}, ' if of_tokens else ''}...]")
+
+
+def _described(details: dict[str, Any]) -> str:
+    return f"{np.dtype(details['dtype']).name} {[int(size) for size in details['shape']]}"
 
 
 def _onnxruntime():

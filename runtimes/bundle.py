@@ -1,13 +1,18 @@
 """The bundle: a folder that ships. This file is its specification as far as reading goes.
 
-- ``bundle.json`` is UTF-8 JSON with ``schema`` 1. A reader refuses another schema and ignores keys it does not know.
+- ``bundle.json`` is UTF-8 JSON with ``schema`` 2. A reader refuses another schema and ignores keys it does not know.
 - Paths in it are relative, use ``/``, and never leave the folder; a reader refuses ``..`` and absolute paths.
 - ``SHA256SUMS`` (the format of ``sha256sum -c``) covers every file but itself and ``report/``;
   ``report/SHA256SUMS`` covers the measurements, which differ from run to run where the bundle itself does not.
-- ``task.decode`` says what an answer is: ``softmax`` of what the files give, or ``none`` where they give probabilities.
+- ``task`` says what the files are for and how their outputs become an answer: ``kind``, ``columns`` (what a person gives, by name),
+  ``segments`` (2 where an input is a pair), ``decode`` (``softmax`` or ``sigmoid`` of what the files give, or ``none``), and what the decoder
+  of that kind takes besides (:mod:`runtimes.decode`).
+- ``labels``: name of an output -> file with the names of its classes, one a line; {} where no output has classes.
 - ``models`` lists files in order of preference; ``inputs`` and ``outputs`` name their tensors; ``session`` says how to run
   them (:mod:`runtimes.session`).
-- ``golden/cases.jsonl``: one JSON object per line: text, token ids, label, logits of each model file.
+- ``golden/cases.jsonl``: one JSON object per line, lines end with U+000A alone. ``example``: a text for each column. ``inputs``: what the
+  tokenizer makes of it, ``ids`` and ``types`` of each. ``outputs``: for each model file the outputs of each input by name, as nested lists.
+  ``answer``: for each model file what the decoder makes of those outputs.
 - ``config.json``, ``tokenizer.json`` and ``onnx/`` lie where transformers.js and optimum look for them.
 """
 
@@ -20,21 +25,23 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from runtimes.decode import decoder
+from runtimes.decode.base import Decoder
 from runtimes.errors import BadInput, IntegrityError
+from runtimes.manifest import Table
 from runtimes.session import SessionOptions
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "bundle.json"
 CHECKSUMS = "SHA256SUMS"
 REPORT = "report"
-DECODERS = ("softmax", "none")
 
 
 @dataclass(frozen=True)
 class ModelEntry:
     """One model file as the manifest describes it.
 
-    ``tolerance``: largest |difference| from its golden logits, which it gave under the options of ``session``.
+    ``tolerance``: largest |difference| from its golden outputs, which it gave under the options of ``session``.
     ``refused_by``: beginnings of the names of runtimes that have this format but cannot run this file.
     """
 
@@ -54,10 +61,12 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Bundle:
+    """An opened bundle; ``labels`` holds the names of classes by output."""
+
     folder: Path
     manifest: dict[str, Any]
     models: tuple[ModelEntry, ...]
-    labels: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]]
 
     @property
     def tokenizer_file(self) -> Path:
@@ -68,20 +77,47 @@ class Bundle:
         return self.manifest["tokenizer"]["max_length"]
 
     @property
-    def decode(self) -> str:
-        """One of :data:`DECODERS`."""
-        return self.manifest["task"]["decode"]
+    def task(self) -> dict[str, Any]:
+        """The section ``task`` of the manifest."""
+        return self.manifest["task"]
 
     def path(self, entry: ModelEntry) -> Path:
         return safe_path(self.folder, entry.file)
 
+    def decoder(self) -> Decoder:
+        """What turns texts into inputs and outputs into an answer.
+
+        Raises:
+            BadInput: no decoder for this kind of task is installed.
+            IntegrityError: the section ``task`` lacks an option, or has one that its decoder does not take.
+        """
+        try:
+            return decoder(self.task["kind"])(self.task, self.labels)
+        except IntegrityError as error:
+            raise IntegrityError(f"{self.folder / MANIFEST}: {error}") from error
+
     def golden_cases(self) -> Iterator[dict[str, Any]]:
+        """The golden cases, each of the shape that the head of this file gives.
+
+        Raises:
+            IntegrityError: naming the line that has another shape.
+        """
         path = safe_path(self.folder, self.manifest["golden"]["file"])
-        for number, line in enumerate(_read_text(path).splitlines(), start=1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise IntegrityError(f"{path}:{number}: not JSON: {error}") from error
+        for number, line in enumerate(_lines(path), start=1):
+            case = Table(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
+            example = case.table("example")
+            for column in example.raw:
+                example.text(column)
+            inputs = case.tables("inputs")
+            for one in inputs:
+                if len(one.whole_numbers("ids")) != len(one.whole_numbers("types")):
+                    raise IntegrityError(f"{one.place}: {len(one.raw['ids'])} ids with {len(one.raw['types'])} types")
+            outputs, answers = case.table("outputs"), case.table("answer")
+            for entry in self.models:
+                answers.table(entry.file)
+                if len(outputs.tables(entry.file)) != len(inputs):
+                    raise IntegrityError(f"{outputs.place}: {entry.file}: {len(outputs.raw[entry.file])} outputs for {len(inputs)} inputs")
+            yield case.raw
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -96,27 +132,26 @@ def open_bundle(folder: Path) -> Bundle:
     path = folder / MANIFEST
     if not path.is_file():
         raise BadInput(f"{folder}: no bundle there ({MANIFEST} is missing)")
-    try:
-        manifest = json.loads(_read_text(path))
-        if manifest["schema"] != SCHEMA:
-            raise IntegrityError(f"{path}: schema {manifest['schema']}; this version reads schema {SCHEMA}")
-        if manifest["task"]["decode"] not in DECODERS:
-            raise IntegrityError(f"{path}: task.decode is {manifest['task']['decode']!r}; this version knows {', '.join(DECODERS)}")
-        models = tuple(
-            ModelEntry(
-                m["file"], m["format"], m["precision"], tuple(m["buckets"]), m["tolerance"], m["metrics"],
-                SessionOptions.read(m.get("session"), f"{path}: {m['file']}"), tuple(m.get("refused_by", ())),
-            )
-            for m in manifest["models"]
-        )
-        inside = [manifest["tokenizer"]["file"], manifest["labels"], manifest["golden"]["file"], *(m.file for m in models)]
-        files = [safe_path(folder, name) for name in inside]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path}: not a bundle manifest: {type(error).__name__}: {error}") from error
-    for file in files:
-        if not file.is_file():
-            raise IntegrityError(f"{file}: listed in {MANIFEST} but missing")
-    return Bundle(folder, manifest, models, tuple(_read_text(safe_path(folder, manifest["labels"])).splitlines()))
+    manifest = Table(_parsed(_read_text(path), str(path)), str(path))
+    schema = manifest.whole("schema")
+    if schema != SCHEMA:
+        raise IntegrityError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
+    models = tuple(_model_entry(table, path) for table in manifest.tables("models"))
+    manifest.table("task").text("kind")
+    tokenizer, labels, golden = manifest.table("tokenizer"), manifest.table("labels"), manifest.table("golden")
+    tokenizer.whole("max_length", least=1)
+    for name in (tokenizer.text("file"), golden.text("file"), *map(labels.text, labels.raw), *(entry.file for entry in models)):
+        if not safe_path(folder, name).is_file():
+            raise IntegrityError(f"{folder / name}: listed in {MANIFEST} but missing")
+    return Bundle(folder, manifest.raw, models, {output: tuple(_lines(safe_path(folder, name))) for output, name in labels.raw.items()})
+
+
+def _model_entry(table: Table, manifest: Path) -> ModelEntry:
+    return ModelEntry(
+        file=table.text("file"), format=table.text("format"), precision=table.text("precision"),
+        buckets=tuple(table.whole_numbers("buckets")), tolerance=table.number("tolerance"), metrics=table.table("metrics").raw,
+        session=SessionOptions.read(table.raw.get("session"), f"{manifest}: {table.text('file')}"), refused_by=table.texts("refused_by", ()),
+    )  # fmt: skip
 
 
 def safe_path(folder: Path, name: str) -> Path:
@@ -146,7 +181,7 @@ def check_sums(folder: Path) -> int:
                 raise IntegrityError(f"{path}: missing")
             continue
         base = PurePosixPath(sums).parent
-        for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        for number, line in enumerate(_lines(path), start=1):
             digest, separator, name = line.partition("  ")
             if len(digest) != 64 or not separator:
                 raise IntegrityError(f"{path}:{number}: not a line of sha256sum")
@@ -176,6 +211,19 @@ def write_sums(folder: Path, exclude: tuple[str, ...] = ()) -> None:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines that end with U+000A; ``splitlines`` would also cut at the rarer signs that a text or a label may hold."""
+    text = _read_text(path)
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{place}: not JSON: {error}") from error
 
 
 def _read_text(path: Path) -> str:

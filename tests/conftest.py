@@ -81,17 +81,12 @@ bottleneck_size = 16
 heads = 2
 ffn_size = 32
 embedding_size = 16
-transfer_epochs = 8
-epochs = 20
-copies = 1
-batch_size = 8
-learning_rate = 3e-3
+transfer = { epochs = 8, batch_size = 8, learning_rate = 3e-3 }
+logits = { epochs = 20, batch_size = 8, learning_rate = 3e-3, texts = { copies = 1 } }
 [[stage]]
 use = "factorize-embeddings"
 rank = 8
-epochs = 1
-copies = 1
-batch_size = 8
+heal = { epochs = 1, batch_size = 8, texts = { copies = 1 } }
 [[stage]]
 use = "export"
 buckets = [8, 16]
@@ -122,8 +117,9 @@ def tiny_run(tmp_path_factory, tiny_recipe, tiny_model, tiny_data) -> Path:
     from pipeline.flow.engine import run
     from pipeline.flow.progress import Progress
     from pipeline.flow.recipe import load_recipe
+    from pipeline.reports.run_report import write_report
 
     folder = tmp_path_factory.mktemp("run")
     recipe = load_recipe(str(tiny_recipe), model=str(tiny_model), data=str(tiny_data))
-    run(recipe, folder / "out", Cache(folder / "cache"), Progress(quiet=True))
+    run(recipe, folder / "out", Cache(folder / "cache"), Progress(quiet=True), write_report)
     return folder / "out"

@@ -17,6 +17,17 @@ MAY_IMPORT = {
     "device_bench": {"runtimes"},
     "pipeline": {"runtimes", "exporters", "device_bench"},
 }
+ROOMS = {
+    "cli": {"reports", "stages", "methods", "learning", "flow", "models", "tasks"},
+    "reports": {"learning", "flow", "models", "tasks"},
+    "stages": {"learning", "flow", "models", "tasks"},
+    "methods": {"learning", "flow", "models", "tasks"},
+    "learning": {"flow", "models", "tasks"},
+    "flow": {"models", "tasks"},
+    "models": {"tasks"},
+    "tasks": set(),
+}
+"""Room of pipeline/ -> rooms it may import. The engine finds stages by name through the registry, so flow imports none of them."""
 ON_A_BOARD = {"numpy", "tokenizers", "onnxruntime", "ai_edge_litert", "tflite_runtime"}
 
 
@@ -40,6 +51,52 @@ def test_imports_go_one_way(package):
     forbidden = set(MAY_IMPORT) | {"tests", "benchmarks"}
     for path, names in imported_by(package).items():
         assert not names & (forbidden - MAY_IMPORT[package] - {package}), path
+
+
+def imports(package: str) -> dict[str, set[str]]:
+    """Module -> modules of the project that it imports, those inside functions and for type checkers included."""
+    paths = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): p for p in (ROOT / package).rglob("*.py")}
+    found: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in paths else node.module for alias in node.names}
+        found[module] = {name for name in names if name in paths} - {module}
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_downwards_only(room):
+    for module, names in imports("pipeline").items():
+        if module.startswith(f"pipeline.{room}."):
+            used = {name.split(".")[1] for name in names if name.count(".")} - {room}
+            assert used <= ROOMS[room], f"{module} imports from {sorted(used - ROOMS[room])}"
+
+
+def test_every_module_of_the_pipeline_has_a_room():
+    assert {module.split(".")[1] for module in imports("pipeline") if module != "pipeline"} == set(ROOMS)
+
+
+def test_methods_hold_methods_alone():
+    """Each file but the packages' own registers a stage."""
+    from pipeline.flow.registry import BUILT_IN
+
+    registered = {target.partition(":")[0] for target in BUILT_IN.values()}
+    files = {name for name in imports("pipeline") if name.startswith("pipeline.methods.") and name.count(".") > 2}
+    assert files == {name for name in registered if name.startswith("pipeline.methods.")}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_circle_of_imports(package):
+    graph = imports(package)
+    left = dict(graph)
+    while left:
+        free = {module for module, names in left.items() if not names & set(left)}
+        assert free, f"a circle among {sorted(left)}"
+        left = {module: names for module, names in left.items() if module not in free}
 
 
 def test_runtimes_need_numpy_tokenizers_and_a_runtime_only():

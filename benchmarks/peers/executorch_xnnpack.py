@@ -79,11 +79,11 @@ class PteModel:
     def computed_length(self, length: int) -> int:
         return smallest(list(self._methods), length)
 
-    def feed(self, ids):
+    def feed(self, ids, types):
         import torch
 
         length = self.computed_length(len(ids))
-        arrays = self._agent.make_feed(self._names, ids, length, "int64")
+        arrays = self._agent.make_feed(self._names, ids, types, length, "int64")
         return self._methods[length], [torch.from_numpy(arrays[name]) for name in self._names]
 
     def run(self, feed):

@@ -49,10 +49,10 @@ class OpenvinoModel:
     def computed_length(self, length: int) -> int:
         return length if self._lengths is None else smallest(self._lengths, length)
 
-    def feed(self, ids):
+    def feed(self, ids, types):
         length = self.computed_length(len(ids))
         request = self._requests[None if self._lengths is None else length]
-        return request, self._agent.make_feed(self._names, ids, length, "int64")
+        return request, self._agent.make_feed(self._names, ids, types, length, "int64")
 
     def run(self, feed):
         request, arrays = feed

@@ -10,9 +10,9 @@ needs nothing but numpy: ``device_bench/agent/agent.py``, whose path is in the j
 used as they are, so that every row of the table is timed by the same lines of code.
 
 The job of ``build``: ``{"variant": name, "model": folder that transformers reads, "folder": where files go, "buckets":
-[int], "default_length": int, "calibration": .texts file | null, "agent": path}``. The answer: ``{"versions", "settings",
+[int], "default_length": int, "calibration": inputs file | null, "agent": path}``. The answer: ``{"versions", "settings",
 "files", "size_bytes", "seconds"}``.
-The job of ``run``: ``{"variant", "files", "model", "buckets", "default_length", "agent", "inputs": .texts file, "mode":
+The job of ``run``: ``{"variant", "files", "model", "buckets", "default_length", "agent", "inputs": inputs file, "mode":
 "latency" | "logits"}``; latency also has the agent's ``warmup``, ``min_inferences``, ``min_seconds`` and is answered with
 a case of the agent; logits has ``output``, an .npz that gets ``logits`` float32 [N, C].
 Either may be answered ``{"error": text}``, with exit code 1.
@@ -43,13 +43,13 @@ class Model(Protocol):
     """What the agent times: ``run`` alone is between the two readings of the clock."""
 
     def computed_length(self, length: int) -> int:
-        """Tokens that are computed for a text of ``length`` tokens."""
+        """Tokens that are computed for an input of ``length`` tokens."""
 
-    def feed(self, ids: np.ndarray) -> Any:
-        """What :meth:`run` takes for one text int [n_tokens]."""
+    def feed(self, ids: np.ndarray, types: np.ndarray) -> Any:
+        """What :meth:`run` takes for one input, ids and token types int [n]."""
 
     def run(self, feed: Any) -> Any:
-        """Logits [1, C], as an array or what numpy can make one of."""
+        """Logits [1, C], as an array or what numpy can make one of; of the agent's own models, all outputs of the file."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,21 @@ def build(job: dict[str, Any], variant: Variant, packages: tuple[str, ...]) -> d
 
 def run(job: dict[str, Any], variant: Variant, packages: tuple[str, ...]) -> dict[str, Any]:
     agent = agent_module(job)
-    texts = agent.read_texts(job["inputs"])[0]
+    inputs = agent.read_inputs(job["inputs"])[0]
     model = variant.load(job["files"], job)
     if job["mode"] == "logits":
-        logits = np.stack([np.array(model.run(model.feed(ids)), dtype=np.float32)[0] for ids in texts])
-        np.savez(job["output"], logits=logits)
-        return {"texts": len(texts)}
-    return agent.measure_case(job, model, {"case": "texts"}, texts)
+        np.savez(job["output"], logits=np.stack([logits_of(model, ids, types) for ids, types in inputs]))
+        return {"texts": len(inputs)}
+    return agent.measure_case(job, model, {"case": "texts"}, inputs)
+
+
+def logits_of(model: Model, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
+    """Float32 [C]."""
+    feed = model.feed(ids, types)
+    result = model.run(feed)
+    if hasattr(model, "outputs"):  # one of the agent's
+        return model.outputs(feed, result, len(ids))["logits"]
+    return np.array(result, dtype=np.float32)[0]
 
 
 def agent_module(job: dict[str, Any]) -> ModuleType:
@@ -154,11 +162,11 @@ def sample(job: dict[str, Any], length: int, dtype: str = "int64") -> tuple:
 
 
 def calibration_feeds(job: dict[str, Any], limit: int) -> list[dict[str, np.ndarray]]:
-    """Inputs int64 [1, n] of up to ``limit`` training texts, each at its own length."""
+    """Tensors int64 [1, n] of up to ``limit`` training texts, each at its own length."""
     agent, names = agent_module(job), input_names(job)
     if job["calibration"] is None:
         raise ValueError("no calibration texts were given for this case, and this variant needs them")
-    return [agent.make_feed(names, ids, len(ids), "int64") for ids in agent.read_texts(job["calibration"])[0][:limit]]
+    return [agent.make_feed(names, ids, types, len(ids), "int64") for ids, types in agent.read_inputs(job["calibration"])[0][:limit]]
 
 
 def smallest(buckets: list[int], length: int) -> int:

@@ -21,8 +21,9 @@ class TorchModel:
     def computed_length(self, length: int) -> int:
         return length
 
-    def feed(self, ids):
-        return {name: self._torch.from_numpy(array) for name, array in self._agent.make_feed(self._names, ids, len(ids), "int64").items()}
+    def feed(self, ids, types):
+        arrays = self._agent.make_feed(self._names, ids, types, len(ids), "int64")
+        return {name: self._torch.from_numpy(array) for name, array in arrays.items()}
 
     def run(self, feed):
         with self._torch.inference_mode():

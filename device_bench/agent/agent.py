@@ -5,25 +5,39 @@
     python agent.py JOB.json          prints exactly one JSON document on stdout; logs of the runtimes go to stderr
 
 Self-contained: the standard library, numpy, and one of onnxruntime, ai-edge-litert, tflite-runtime. Python >= 3.9.
-``agent/runner`` holds its sibling in C for places without Python; both speak this protocol.
+``agent/runner`` holds its sibling in C for places without Python; both speak this protocol, version 3.
 
 The job is an object with "mode" and, but for mode info, "model" (path), "format" ("onnx" or "tflite"), "threads", "cores"
-([int], "big", "little" or null), "inputs" (path of a .texts file), "golden" (the same with logits, or null), "tolerance":
+([int], "big", "little" or null), "inputs" (path of an inputs file), "golden" (path of an inputs file with outputs, or null),
+"tolerance" (the most that a value of a golden output may be off):
 
 * info: conditions, and the formats that can run here with the name of their runtime.
 * latency: "cases" [{"case": "texts"} | {"case": "length", "length": int}], "warmup" {"window": int, "tolerance": float,
   "max_seconds": float}, "min_inferences", "min_seconds". A case may carry a "min_inferences" of its own.
-* memory: every text once; peak against baseline.
-* outputs: every text once; its logits go to the file "output", float32 [N, C], little-endian.
-* count: every text once, then once more between getpriority(0x7a, 2i) and getpriority(0x7a, 2i + 1), which an emulator that
+* memory: every input once; peak against baseline.
+* outputs: every input once; the file "output" becomes an inputs file with what the model gave.
+* count: every input once, then once more between getpriority(0x7a, 2i) and getpriority(0x7a, 2i + 1), which an emulator that
   counts instructions looks for and a kernel refuses without harm.
-* sustained: texts for "min_seconds" after "warmup", summed up once per "window_seconds".
+* sustained: inputs for "min_seconds" after "warmup", summed up once per "window_seconds".
 
 Optional: "session" is that of a bundle's manifest (its "threads" are not read): ``{"graph_optimization_level": str,
 "memory_pattern": bool, "memory_arena": bool, "config": {str: str}}`` for ONNX, ``{"weight_cache": "memory"|"none"}`` for
 TFLite; what is left out is the runtime's default, and "memory". "deadline_s": the job is killed after so long.
-"watch_stdin": it is killed when standard input ends, because then the host has gone. A .texts file: little-endian int32 N,
-int32 C (0: no logits), int32 offsets[N + 1], int32 ids[offsets[N]], float32 logits[N, C].
+"watch_stdin": it is killed when standard input ends, because then the host has gone.
+
+A model takes input_ids and attention_mask, and may take token_type_ids. Its outputs are float32 of any number and names:
+[1, values] is one tensor of the whole input, [1, tokens, width] has a row per token, and so have start_logits and end_logits
+[1, tokens]. What is computed for padding is cut off before outputs are compared or written.
+
+An inputs file is little-endian, in units of four bytes:
+
+* "PBI3"; int32 N >= 1, inputs; int32 K >= 0, outputs.
+* int32 offsets[N + 1], rising from 0; int32 ids[offsets[N]]: input i is ids[offsets[i]:offsets[i + 1]]; int32 types[offsets[N]]:
+  the token type of each id.
+* K outputs, in the order of their names' bytes: the name in UTF-8, 1 to 63 bytes of 64, the rest zero; int32 width >= 0; int32
+  offsets[N + 1], rising from 0; float32 values[offsets[N]]. The output for input i is values[offsets[i]:offsets[i + 1]]: a
+  vector where the width is 0, else rows of that width.
+* Nothing follows.
 
 The answer: ``runtime``, ``conditions``, and what the mode gives; or ``{"error": {"kind", "message"}}`` with the exit code of
 its kind. A process of its own does the work; the one that was started waits, and says so when the kernel killed it. A signal
@@ -56,8 +70,11 @@ from pathlib import Path
 ROOT = Path("/")
 SIGNATURE_PREFIX = "serving_"
 MARK = 0x7A
-VERSION = 2
-OUTPUTS = ("logits", "probabilities")
+VERSION = 3
+MAGIC = b"PBI3"
+NAME_BYTES = 64
+INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+PER_TOKEN = ("start_logits", "end_logits")
 EXIT_CODES = {
     "internal": 1, "bad_job": 2, "missing_runtime": 2, "too_long": 2, "wrong_output": 3, "timeout": 4, "out_of_memory": 4,
     "killed": 4, "host_gone": 4, "unreadable_model": 5, "failed_inference": 5,
@@ -214,16 +231,16 @@ def run_job(job: dict) -> dict:
         pin(choose_cores(job["cores"], ROOT))  # before the imports, because libraries start their threads there
     session = read_session(job)
     runtime, runtime_name = import_runtime(job["format"], session)
-    texts, _ = read_texts(job["inputs"])
-    golden = None if job["golden"] is None else read_texts(job["golden"])
-    if golden is not None and golden[1] is None:
-        raise AgentError("bad_job", f"{job['golden']}: has no logits")
+    inputs, _ = read_inputs(job["inputs"])
+    golden = None if job["golden"] is None else read_inputs(job["golden"])
+    if golden is not None and not golden[1][0]:
+        raise AgentError("bad_job", f"{job['golden']}: has no outputs")
     answer = {"runtime": runtime_name, "conditions": read_conditions(ROOT, runtime_name)}
     measure = {
         "latency": measure_latency, "memory": measure_memory, "outputs": write_outputs, "count": mark_inferences, "sustained": measure_sustained,
     }[job["mode"]]  # fmt: skip
     answer["conditions"]["before"] = read_state(ROOT)
-    answer.update(measure(job, runtime, texts, golden))
+    answer.update(measure(job, runtime, inputs, golden))
     answer["conditions"]["after"] = read_state(ROOT)
     return answer
 
@@ -242,22 +259,109 @@ def read_session(job: dict) -> dict:
     return session
 
 
-def read_texts(path: str) -> tuple:
-    """(texts as int arrays [n_tokens], logits float32 [N, C] or None) of a .texts file."""
+class Words:
+    """The words of an inputs file, taken one stretch after the other. ValueError where the file does not hold what it says."""
+
+    def __init__(self, words) -> None:
+        self._words, self._at = words, 0
+
+    def take(self, count: int):
+        taken = self._words[self._at : self._at + count]
+        if count < 0 or len(taken) != count:
+            raise ValueError("the file is too short")
+        self._at += count
+        return taken
+
+    def take_offsets(self, count: int):
+        """Where ``count`` stretches begin, and where the last one ends."""
+        import numpy as np
+
+        offsets = self.take(count + 1).astype(np.int64)
+        if offsets[0] != 0 or (np.diff(offsets) < 1).any():
+            raise ValueError("offsets do not rise from 0")
+        return offsets
+
+    def take_name(self) -> bytes:
+        name, _, rest = self.take(NAME_BYTES // 4).tobytes().partition(b"\0")
+        if not 0 < len(name) < NAME_BYTES or rest.strip(b"\0"):
+            raise ValueError("an output has no name")
+        return name
+
+    def finish(self) -> None:
+        if self._at != len(self._words):
+            raise ValueError("the file is too long")
+
+
+def read_inputs(path: str) -> tuple:
+    """(inputs, outputs) of an inputs file, both lists of N.
+
+    An input is (ids int32 [n], types int32 [n]); its outputs are {name: float32 [values] or [rows, width]}, {} without any.
+    """
     import numpy as np
 
     try:
-        words = np.fromfile(path, dtype="<i4")
+        size, words = os.path.getsize(path), np.fromfile(path, dtype="<i4")
     except OSError as error:
-        raise AgentError("bad_job", f"{path}: no texts can be read: {error}") from error
-    count, classes = words[:2].tolist() if len(words) > 1 else (0, 0)
-    offsets = words[2 : count + 3]
-    if count < 1 or classes < 0 or len(offsets) != count + 1 or offsets[0] != 0 or (np.diff(offsets) < 1).any():
-        raise AgentError("bad_job", f"{path}: not a .texts file with one text or more, none of them empty")
-    ids, logits = words[count + 3 :][: offsets[-1]], words[count + 3 + offsets[-1] :]
-    if len(ids) != offsets[-1] or len(logits) != count * classes:
-        raise AgentError("bad_job", f"{path}: {os.path.getsize(path)} bytes are too few or too many for {count} texts with {classes} logits each")
-    return np.split(ids, offsets[1:-1]), logits.view("<f4").reshape(count, classes) if classes else None
+        raise AgentError("bad_job", f"{path}: no inputs can be read: {error}") from error
+    try:
+        file = Words(words)
+        if size % 4 or file.take(1).tobytes() != MAGIC:
+            raise ValueError(f"it is none of version {VERSION}")
+        count, names = (int(number) for number in file.take(2))
+        if count < 1 or names < 0:
+            raise ValueError("it has no inputs")
+        offsets = file.take_offsets(count)
+        ids, types = (np.split(file.take(int(offsets[-1])), offsets[1:-1]) for _ in range(2))
+        outputs: list = [{} for _ in range(count)]
+        last = b""
+        for _ in range(names):
+            name, width = file.take_name(), int(file.take(1)[0])
+            offsets = file.take_offsets(count)
+            if name <= last or width < 0 or (width and (offsets % width).any()):
+                raise ValueError("its outputs are out of order")
+            last = name
+            for found, values in zip(outputs, np.split(file.take(int(offsets[-1])).view("<f4"), offsets[1:-1])):  # noqa: B905 - for Python 3.9
+                found[name.decode()] = values.reshape(-1, width) if width else values
+        file.finish()
+    except ValueError as error:
+        raise AgentError("bad_job", f"{path}: {size} bytes that are no inputs file: {error}") from error
+    return list(zip(ids, types)), outputs  # noqa: B905 - strict= needs Python 3.10
+
+
+def write_inputs(path, inputs, outputs=None) -> None:
+    """Write an inputs file.
+
+    Args:
+        inputs: one pair or more of token ids and their types, both [n], n >= 1.
+        outputs: {name: array [values] or [rows, width]} for every input, all with the same names and widths.
+    """
+    import numpy as np
+
+    outputs = [{}] * len(inputs) if outputs is None else outputs
+    names = {name.encode(): name for name in outputs[0]} if len(outputs) else {}
+    if not len(inputs) or len(outputs) != len(inputs) or any(len(ids) < 1 or len(ids) != len(types) for ids, types in inputs):
+        raise ValueError(f"{path}: {len(outputs)} outputs for {len(inputs)} inputs, one of them empty, or with other types than ids")
+    if any(set(found) != set(outputs[0]) for found in outputs) or not all(0 < len(name) < NAME_BYTES for name in names):
+        raise ValueError(f"{path}: outputs with other names than {sorted(outputs[0])}, or with a name that is too long")
+
+    def stretches(arrays: list, dtype: str) -> list:
+        offsets = np.cumsum([0, *(array.size for array in arrays)])
+        if offsets[-1] > 0x7FFFFFFF:
+            raise ValueError(f"{path}: {offsets[-1]} values are more than a file can hold")
+        return [offsets.astype("<i4"), *(array.astype(dtype) for array in arrays)]
+
+    columns = [[np.asarray(pair[column]) for pair in inputs] for column in range(2)]
+    parts = [np.array([len(inputs), len(names)], "<i4"), *stretches(columns[0], "<i4"), *(types.astype("<i4") for types in columns[1])]
+    for encoded, name in sorted(names.items()):
+        arrays = [np.asarray(found[name]) for found in outputs]
+        widths = {array.shape[1] if array.ndim == 2 else 0 for array in arrays}
+        if len(widths) != 1 or any(array.ndim not in (1, 2) or not array.size for array in arrays):
+            raise ValueError(f"{path}: output {name} is not [values] or [rows, width] for every input, of one width")
+        parts += [np.frombuffer(encoded.ljust(NAME_BYTES, b"\0"), "u1"), np.array([widths.pop()], "<i4"), *stretches(arrays, "<f4")]
+    with open(path, "wb") as file:
+        file.write(MAGIC)
+        for part in parts:
+            file.write(part.tobytes())
 
 
 def choose_cores(cores, root: Path) -> list[int]:
@@ -288,7 +392,7 @@ def pin(cores: list[int]) -> None:
 
 
 class OnnxModel:
-    """onnxruntime on the CPU, batch 1; a text runs at its own length. ``session`` as in the job, None for the defaults."""
+    """onnxruntime on the CPU, batch 1; an input runs at its own length. ``session`` as in the job, None for the defaults."""
 
     def __init__(self, path: str, threads: int, onnxruntime, session: dict | None = None) -> None:
         session = session or {}
@@ -304,23 +408,29 @@ class OnnxModel:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [item.name for item in self._session.get_inputs()]
-        self._output = [check_names(path, self._inputs, [item.name for item in self._session.get_outputs()])]
+        self._outputs = [item.name for item in self._session.get_outputs()]
+        self._path = path
+        check_names(path, self._inputs, self._outputs)
 
     def computed_length(self, length: int) -> int:
-        """Tokens that are computed for a text of ``length`` tokens."""
+        """Tokens that are computed for an input of ``length`` tokens."""
         return length
 
-    def feed(self, ids):
-        """What :meth:`run` takes for one text int [n_tokens]."""
-        return make_feed(self._inputs, ids, len(ids), "int64")
+    def feed(self, ids, types):
+        """What :meth:`run` takes for one input, int [n] each."""
+        return make_feed(self._inputs, ids, types, len(ids), "int64")
 
     def run(self, feed):
-        """Logits [1, C], or probabilities where that is what the file gives."""
-        return self._session.run(self._output, feed)[0]
+        """What is timed: every output of the file, read back as an app would."""
+        return self._session.run(self._outputs, feed)
+
+    def outputs(self, feed, result, length: int) -> dict:
+        """What :meth:`run` gave for an input of ``length`` tokens, as :func:`name_outputs` has it."""
+        return name_outputs(self._path, dict(zip(self._outputs, result)), length)  # noqa: B905 - strict= needs Python 3.10
 
 
 class BucketedModel:
-    """A text runs in the smallest signature ``serving_N`` that holds it, padded with zeros."""
+    """An input runs in the smallest signature ``serving_N`` that holds it, padded with zeros."""
 
     def __init__(self, path: str, names) -> None:
         self._path = path
@@ -328,6 +438,15 @@ class BucketedModel:
         self._buckets = sorted(self._names)
         if not self._buckets:
             raise AgentError("unreadable_model", f"{path}: no signature {SIGNATURE_PREFIX}N")
+
+    def _check_signatures(self, signatures) -> None:
+        """Refuse signatures, (names of inputs, names of outputs) each, that no text runs in or that do not agree."""
+        given = set()
+        for inputs, outputs in signatures:
+            check_names(self._path, inputs, outputs)
+            given.add(tuple(sorted(outputs)))
+        if len(given) > 1:
+            raise AgentError("unreadable_model", f"{self._path}: its signatures have different outputs")
 
     def computed_length(self, length: int) -> int:
         for bucket in self._buckets:
@@ -348,17 +467,19 @@ class TfliteModel(BucketedModel):
             super().__init__(path, self._interpreter.get_signature_list())
             runners = {bucket: self._interpreter.get_signature_runner(name) for bucket, name in self._names.items()}
         self._runners = {bucket: (runner, list(runner.get_input_details())) for bucket, runner in runners.items()}
-        for runner, inputs in self._runners.values():
-            self._output = check_names(path, inputs, list(runner.get_output_details()))
+        self._check_signatures((inputs, list(runner.get_output_details())) for runner, inputs in self._runners.values())
 
-    def feed(self, ids):
+    def feed(self, ids, types):
         bucket = self.computed_length(len(ids))
         runner, inputs = self._runners[bucket]
-        return runner, make_feed(inputs, ids, bucket, "int32")
+        return runner, make_feed(inputs, ids, types, bucket, "int32")
 
     def run(self, feed):
         runner, arrays = feed
-        return runner(**arrays)[self._output]
+        return runner(**arrays)
+
+    def outputs(self, feed, result, length: int) -> dict:
+        return name_outputs(self._path, result, length)
 
 
 class CompiledTfliteModel(BucketedModel):
@@ -371,51 +492,76 @@ class CompiledTfliteModel(BucketedModel):
             self._model = compile(path, threads)
             signatures = self._model.get_signature_list()
             super().__init__(path, signatures)
-            self._parts = {}
+            self._check_signatures((signatures[name]["inputs"], signatures[name]["outputs"]) for name in self._names.values())
+            self._parts, self._shapes = {}, {}
             for bucket, name in self._names.items():
                 inputs, outputs = signatures[name]["inputs"], signatures[name]["outputs"]
-                output = check_names(path, inputs, outputs)
+                details = self._model.get_output_tensor_details(name)
                 buffers = [self._model.create_input_buffer_by_name(name, item) for item in inputs]
                 results = [self._model.create_output_buffer_by_name(name, item) for item in outputs]
                 for buffer in buffers:  # the first one written makes LiteRT speak again
                     buffer.write(np.zeros((1, bucket), dtype="int32"))
-                shape = self._model.get_output_tensor_details(name)[output]["shape"]
-                logits = results[outputs.index(output)]
-                self._parts[bucket] = inputs, (self._model.get_signature_index(name), buffers, results, logits, tuple(shape))
+                other = [item for item in outputs if np.dtype(details[item]["dtype"]) != np.float32]
+                if other:
+                    raise AgentError("unreadable_model", f"{path}: {other[0]} is {np.dtype(details[other[0]]['dtype'])}; needed: float32")
+                index = self._model.get_signature_index(name)
+                read_back = [(buffer, int(np.prod(details[item]["shape"]))) for buffer, item in zip(results, outputs)]  # noqa: B905 - for Python 3.9
+                self._parts[bucket] = inputs, (index, buffers, results, read_back)
+                self._shapes[index] = {item: tuple(details[item]["shape"]) for item in outputs}
 
-    def feed(self, ids):
+    def feed(self, ids, types):
         bucket = self.computed_length(len(ids))
         inputs, parts = self._parts[bucket]
-        return list(make_feed(inputs, ids, bucket, "int32").values()), parts
+        return list(make_feed(inputs, ids, types, bucket, "int32").values()), parts
 
     def run(self, feed):
-        arrays, (index, buffers, results, logits, shape) = feed
+        arrays, (index, buffers, results, read_back) = feed
         for buffer, array in zip(buffers, arrays):  # noqa: B905 - strict= needs Python 3.10
             buffer.write(array)
         self._model.run_by_index(index, buffers, results)
-        return logits.read(shape[0] * shape[1], "float32").reshape(shape)
+        return [buffer.read(size, "float32") for buffer, size in read_back]
+
+    def outputs(self, feed, result, length: int) -> dict:
+        shapes = self._shapes[feed[1][0]]
+        arrays = {name: values.reshape(shapes[name]) for name, values in zip(shapes, result)}  # noqa: B905 - strict= needs Python 3.10
+        return name_outputs(self._path, arrays, length)
 
 
 FORMATS = ("onnx", "tflite")
 
 
-def check_names(path: str, inputs: list[str], outputs: list[str]) -> str:
-    """The name of the result; refuses a file that is no text classifier's."""
-    known = {"input_ids", "attention_mask", "token_type_ids"}
-    if not {"input_ids", "attention_mask"} <= set(inputs) <= known or not set(OUTPUTS) & set(outputs):
-        message = f"{path}: inputs {sorted(inputs)}, outputs {sorted(outputs)}; needed: input_ids, attention_mask -> {' or '.join(OUTPUTS)}"
-        raise AgentError("unreadable_model", message)
-    return next(name for name in OUTPUTS if name in outputs)
+def check_names(path: str, inputs: list[str], outputs: list[str]) -> None:
+    """Refuse a file that takes something else than tokens, or gives nothing that an inputs file could hold."""
+    if not {"input_ids", "attention_mask"} <= set(inputs) <= set(INPUT_NAMES) or not outputs:
+        found = f"inputs {', '.join(inputs)}; outputs {', '.join(outputs)}"
+        raise AgentError("unreadable_model", f"{path}: {found}; needed: input_ids, attention_mask and no more than token_type_ids -> one output")
+    long = [name for name in outputs if len(name.encode()) >= NAME_BYTES]
+    if long:
+        raise AgentError("unreadable_model", f"{path}: output {long[0]}: a name may have {NAME_BYTES - 1} bytes")
 
 
-def make_feed(names: list[str], ids, length: int, dtype: str) -> dict:
-    """Arrays [1, length]: ids, a mask with ones where there are ids, and token types 0."""
+def make_feed(names: list[str], ids, types, length: int, dtype: str) -> dict:
+    """Arrays [1, length]: ids, a mask with ones where there are ids, and token types; those that the model takes."""
     import numpy as np
 
     arrays = {name: np.zeros((1, length), dtype=dtype) for name in names}
     arrays["input_ids"][0, : len(ids)] = ids
     arrays["attention_mask"][0, : len(ids)] = 1
+    if "token_type_ids" in arrays:
+        arrays["token_type_ids"][0, : len(ids)] = types
     return arrays
+
+
+def name_outputs(path: str, arrays: dict, length: int) -> dict:
+    """name -> float32 [values] or [rows, width], out of arrays with a batch axis of 1; nothing of padding behind ``length``."""
+    found = {}
+    for name, array in arrays.items():
+        if str(array.dtype) != "float32" or array.ndim not in (2, 3) or len(array) != 1 or not array.size:
+            shape = f"{array.dtype} {list(array.shape)}"
+            raise AgentError("unreadable_model", f"{path}: {name} is {shape}; needed: float32 [1, values] or [1, tokens, width]")
+        per_token = array.ndim == 3 or name in PER_TOKEN
+        found[name] = array[0, :length] if per_token else array[0]
+    return found
 
 
 def import_runtime(file_format: str, session: dict) -> tuple:
@@ -517,45 +663,56 @@ def infer(job: dict, model, feed):
         raise AgentError("failed_inference", f"{job['model']}: loaded, but inference failed: {error}") from error
 
 
-def check_golden(job: dict, model, golden) -> None:
-    """Refuse a model with a golden logit that is off by more than the tolerance, or not a number."""
+def outputs_of(job: dict, model, ids, types) -> dict:
+    """What the model gives for one input: name -> float32 [values] or [rows, width]."""
+    feed = model.feed(ids, types)
+    return model.outputs(feed, infer(job, model, feed), len(ids))
+
+
+def check_golden(job: dict, model, golden: tuple) -> None:
+    """Refuse a model with a golden output that is missing, of another shape, off by more than the tolerance, or not a number."""
     import numpy as np
 
-    texts, logits = golden
-    for number, ids in enumerate(texts, start=1):
-        got, expected = infer(job, model, model.feed(ids))[0], logits[number - 1]
-        worst = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("nan")
-        if not worst <= job["tolerance"]:
-            message = f"{job['model']}: golden case {number} differs by {worst:.4g}, at most {job['tolerance']:.4g} is allowed"
-            raise AgentError("wrong_output", message)
+    for number, ((ids, types), expected) in enumerate(zip(*golden), start=1):  # noqa: B905 - strict= needs Python 3.10
+        got = outputs_of(job, model, ids, types)
+        case = f"{job['model']}: golden case {number} differs"
+        for name, values in expected.items():
+            if name not in got:
+                raise AgentError("wrong_output", f"{case}: there is no output {name}")
+            if got[name].shape != values.shape:
+                raise AgentError("wrong_output", f"{case} in {name}: its shape is {list(got[name].shape)}, not {list(values.shape)}")
+            worst = float(np.abs(got[name] - values).max())
+            if not worst <= job["tolerance"]:
+                raise AgentError("wrong_output", f"{case} by {worst:.4g} in {name}, at most {job['tolerance']:.4g} is allowed")
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
-def measure_latency(job: dict, runtime, texts: list, golden) -> dict:
+def measure_latency(job: dict, runtime, inputs: list, golden) -> dict:
     """Load and first inference, then each case; all in one process on one loaded model."""
     start = time.perf_counter_ns()
     model = load(job, runtime)
     loaded = time.perf_counter_ns()
-    first = model.feed(texts[0] if golden is None else golden[0][0])
+    first = model.feed(*(inputs if golden is None else golden[0])[0])
     start_first = time.perf_counter_ns()
     infer(job, model, first)
     end_first = time.perf_counter_ns()
     if golden is not None:
         check_golden(job, model, golden)
-    cases = [measure_case(job, model, case, texts) for case in job["cases"]]
+    cases = [measure_case(job, model, case, inputs) for case in job["cases"]]
     return {"load_ms": milliseconds(loaded - start), "first_inference_ms": milliseconds(end_first - start_first), "cases": cases}
 
 
-def measure_case(job: dict, model, case: dict, texts: list) -> dict:
-    """Time every inference of one case, over and over the texts until both minimums are reached."""
+def measure_case(job: dict, model, case: dict, inputs: list) -> dict:
+    """Time every inference of one case, over and over the inputs until both minimums are reached."""
     import numpy as np
 
     if case["case"] == "length":
-        texts = [np.resize(ids, case["length"]) for ids in texts[: job["warmup"]["window"]]]  # repeated or cut
-    feeds = [model.feed(ids) for ids in texts]
-    lengths = [len(ids) for ids in texts]
+        length = case["length"]
+        inputs = [(np.resize(ids, length), np.resize(types, length)) for ids, types in inputs[: job["warmup"]["window"]]]  # repeated or cut
+    feeds = [model.feed(ids, types) for ids, types in inputs]
+    lengths = [len(ids) for ids, _ in inputs]
     shapes = {model.computed_length(length): feeds[index] for index, length in enumerate(lengths)}
     warmup = warm_up(job, model, list(shapes.values()), feeds)
     gc.collect()
@@ -564,7 +721,7 @@ def measure_case(job: dict, model, case: dict, texts: list) -> dict:
         samples_ns = time_inferences(model, feeds, case.get("min_inferences", job["min_inferences"]), job["min_seconds"])
     finally:
         gc.enable()
-    tokens_mean = float(np.resize(lengths, len(samples_ns)).mean())  # the loop went round the texts
+    tokens_mean = float(np.resize(lengths, len(samples_ns)).mean())  # the loop went round the inputs
     result = {"case": case["case"], "length": case.get("length"), "tokens_mean": round(tokens_mean, 3), "warmup": warmup}
     return {**result, **latency_summary(samples_ns), "samples_ns": samples_ns}
 
@@ -572,7 +729,7 @@ def measure_case(job: dict, model, case: dict, texts: list) -> dict:
 def warm_up(job: dict, model, shapes: list, feeds: list) -> dict:
     """Run every shape once, then one window of inferences again and again until two successive medians agree.
 
-    The window holds the same texts each time, or their lengths would be compared. At most ``max_seconds`` go into windows.
+    The window holds the same inputs each time, or their lengths would be compared. At most ``max_seconds`` go into windows.
     """
     plan = job["warmup"]
     for feed in shapes:
@@ -623,8 +780,8 @@ def milliseconds(nanoseconds) -> float:
     return round(float(nanoseconds) / 1e6, 5)
 
 
-def measure_memory(job: dict, runtime, texts: list, golden) -> dict:
-    """Peak RSS after every text ran once, against the RSS with runtime, texts and golden cases but no model. No timing.
+def measure_memory(job: dict, runtime, inputs: list, golden) -> dict:
+    """Peak RSS after every input ran once, against the RSS with runtime, inputs and golden cases but no model. No timing.
 
     Pages of a model file that the runtime maps count as soon as they are touched.
     """
@@ -632,56 +789,59 @@ def measure_memory(job: dict, runtime, texts: list, golden) -> dict:
     model = load(job, runtime)
     if golden is not None:
         check_golden(job, model, golden)
-    for ids in texts:
-        infer(job, model, model.feed(ids))
+    for ids, types in inputs:
+        infer(job, model, model.feed(ids, types))
     peak = read_memory_bytes(ROOT, "VmHWM")
     difference = None if baseline is None or peak is None else peak - baseline
     shared_out = read_memory_bytes(ROOT, "Pss", "proc/self/smaps_rollup")
     return {"memory": {"baseline_bytes": baseline, "peak_bytes": peak, "model_bytes": difference, "pss_bytes": shared_out}}
 
 
-def write_outputs(job: dict, runtime, texts: list, golden) -> dict:
-    """The logits of every text, for a proof elsewhere that this machine computes what others do."""
-    import numpy as np
-
+def write_outputs(job: dict, runtime, inputs: list, golden) -> dict:
+    """What the model gives for every input, for a proof elsewhere that this machine computes what others do."""
     model = load(job, runtime)
     if golden is not None:
         check_golden(job, model, golden)
-    logits = np.concatenate([infer(job, model, model.feed(ids)) for ids in texts])
-    logits.astype("<f4").tofile(job["output"])
-    return {"shape": list(logits.shape)}
+    outputs = [outputs_of(job, model, ids, types) for ids, types in inputs]
+    try:
+        write_inputs(job["output"], inputs, outputs)
+    except OSError as error:
+        raise AgentError("bad_job", f"{job['output']}: cannot be written: {error}") from error
+    except ValueError as error:  # an output that changes its form from input to input
+        raise AgentError("unreadable_model", f"{job['model']}: its outputs cannot be written: {error}") from error
+    return {"outputs": sorted(outputs[0])}
 
 
-def mark_inferences(job: dict, runtime, texts: list, golden) -> dict:
-    """Each text once to warm up and once between two marks."""
+def mark_inferences(job: dict, runtime, inputs: list, golden) -> dict:
+    """Each input once to warm up and once between two marks."""
     import ctypes
 
     mark = ctypes.CDLL(None).getpriority
     model = load(job, runtime)
     if golden is not None:
         check_golden(job, model, golden)
-    for number, ids in enumerate(texts):
-        feed = model.feed(ids)
+    for number, (ids, types) in enumerate(inputs):
+        feed = model.feed(ids, types)
         infer(job, model, feed)
         mark(MARK, 2 * number)
         model.run(feed)
         mark(MARK, 2 * number + 1)
-    return {"marked": len(texts)}
+    return {"marked": len(inputs)}
 
 
-def measure_sustained(job: dict, runtime, texts: list, golden) -> dict:
+def measure_sustained(job: dict, runtime, inputs: list, golden) -> dict:
     """Latency over a long time: one window after the other, with clocks and temperatures, to show what heat does."""
     import numpy as np
 
     model = load(job, runtime)
     if golden is not None:
         check_golden(job, model, golden)
-    feeds = [model.feed(ids) for ids in texts]
+    feeds = [model.feed(ids, types) for ids, types in inputs]
     warm_up(job, model, feeds, feeds)
     windows, start = [], time.monotonic()
     position = 0
     while time.monotonic() - start < job["min_seconds"]:
-        # From where the last window stopped, so that every window sees a fair mix of the texts.
+        # From where the last window stopped, so that every window sees a fair mix of the inputs.
         turned = feeds[position:] + feeds[:position]
         at_s = time.monotonic() - start
         samples_ns = time_inferences(model, turned, 1, job["window_seconds"])

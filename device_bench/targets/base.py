@@ -56,7 +56,7 @@ class Target(Protocol):
     emulated: bool
     """Time there says nothing about a device: only outputs and instruction counts do."""
     counts_instructions: bool
-    """Mode count answers with ``instructions``, one object per text."""
+    """Mode count answers with ``instructions``, one object per input."""
 
     def info(self) -> dict[str, Any]:
         """``conditions`` of the place and the ``formats`` it can run.
@@ -69,7 +69,7 @@ class Target(Protocol):
         """The agent's answer to ``job``, from a process of its own.
 
         Raises:
-            BadInput: a bad job, a missing file or runtime, or a text that no bucket holds.
+            BadInput: a bad job, a missing file or runtime, or an input that no bucket holds.
             IntegrityError: the model cannot be read or run, its golden outputs are wrong, or a file did not arrive whole.
             OutOfMemory: the kernel there killed the job.
             TargetUnreachable: no answer in time, or one that is not the agent's; its process was killed.

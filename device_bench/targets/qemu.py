@@ -70,7 +70,7 @@ class QemuTarget:
         return self.run({"mode": "info"})
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The agent's answer; in mode count with ``instructions``, one object with :data:`CLASSES` per text.
+        """The agent's answer; in mode count with ``instructions``, one object with :data:`CLASSES` per input.
 
         Raises:
             BadInput: also for a mode that would time or weigh the emulator.
@@ -132,7 +132,7 @@ def _under_short_names(job: dict[str, Any], programs: dict[str, Path], folder: P
     The length of a name changes how the guest's heap is laid out, and with it what an allocation costs: a count must not
     depend on where somebody keeps his files.
     """
-    short = {key: f"{key}.{job['format']}" if key == "model" else f"{key}.texts" for key in FILE_KEYS if job.get(key) is not None}
+    short = {key: f"{key}.{job['format']}" if key == "model" else f"{key}.inputs" for key in FILE_KEYS if job.get(key) is not None}
     for name, path in ({name: job[key] for key, name in short.items()} | programs | {"root": job["root"]}).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(path)
@@ -146,8 +146,8 @@ def _of_one_length(folder: Path) -> Path:
     return folder / name
 
 
-def read_counts(path: Path, texts: int, name: str) -> list[dict[str, int]]:
-    """Instructions of each text, from marks 2i before and 2i + 1 after text i (see ``agent/count_instructions.c``).
+def read_counts(path: Path, inputs: int, name: str) -> list[dict[str, int]]:
+    """Instructions of each input, from marks 2i before and 2i + 1 after input i (see ``agent/count_instructions.c``).
 
     Raises:
         IntegrityError: marks are missing, or out of order.
@@ -156,9 +156,9 @@ def read_counts(path: Path, texts: int, name: str) -> list[dict[str, int]]:
     for line in path.read_text(encoding="ascii").splitlines() if path.exists() else ():
         number, *counts = (int(word) for word in line.split())
         marks[number] = counts
-    if list(marks) != list(range(2 * texts)) or any(len(counts) != len(CLASSES) for counts in marks.values()):
-        raise IntegrityError(f"{name}: {len(marks)} marks of the instruction counter for {texts} texts: it counted another program")
-    return [dict(zip(CLASSES, (b - a for a, b in zip(marks[2 * i], marks[2 * i + 1], strict=True)), strict=True)) for i in range(texts)]
+    if list(marks) != list(range(2 * inputs)) or any(len(counts) != len(CLASSES) for counts in marks.values()):
+        raise IntegrityError(f"{name}: {len(marks)} marks of the instruction counter for {inputs} inputs: it counted another program")
+    return [dict(zip(CLASSES, (b - a for a, b in zip(marks[2 * i], marks[2 * i + 1], strict=True)), strict=True)) for i in range(inputs)]
 
 
 def _of_the_emulated(conditions: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows an escape for what it cannot show
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
@@ -52,7 +54,12 @@ def fail(message: str, code: int) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json_line(value, indent=1))
+
+
+def json_line(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON that standard output can take: letters as they are in UTF-8, as escapes in any other encoding."""
+    return json.dumps(value, indent=indent, ensure_ascii=(sys.stdout.encoding or "").lower().replace("-", "") != "utf8")
 
 
 def quieten_libraries() -> None:

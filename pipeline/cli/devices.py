@@ -35,7 +35,8 @@ def bench(
     tier: Annotated[str, typer.Option("--tier", help="How long: rapid, quick or normal (6, 10 or 60 seconds a file and case).")] = "quick",
     files: Annotated[Optional[list[str]], typer.Option("--file", help="A file of the bundle; may be repeated. All of them otherwise.")] = None,
     texts: Annotated[
-        Optional[Path], typer.Option("--texts", help="Texts to run: .txt with one a line, or .jsonl, .csv, .tsv. The golden cases otherwise.")
+        Optional[Path],
+        typer.Option("--texts", help="Examples to run: .txt with one a line, .jsonl, .csv, .tsv, or data as the recipe's. The golden cases otherwise."),
     ] = None,
     most_texts: Annotated[int, typer.Option("--most-texts", min=1, help="Take at most so many of them, drawn at random but always the same.")] = 1000,
     threads: Annotated[Optional[str], typer.Option("--threads", metavar="1,4", help="Thread counts; one and all strong cores otherwise.")] = None,
@@ -59,6 +60,7 @@ def bench(
     from device_bench.bench import bench as run_bench
     from device_bench.comparison import read_bench
     from device_bench.lab import parse_places
+    from pipeline.cli.examples import read_examples
     from pipeline.flow.progress import Progress
     from pipeline.reports.bench_report import print_bench
     from runtimes.bundle import open_bundle
@@ -67,12 +69,13 @@ def bench(
     allowed = _percent(max_regression)
     before = None if baseline is None else read_bench(baseline)
     places = parse_places(on, provision=provision, cores=_cores(cores), **({} if memory_cap is None else {"memory_cap_mb": memory_cap}))
-    given, answers = ([], []) if texts is None else _read_texts(texts, most_texts)
+    progress = Progress(quiet)
+    examples, score = ([], None) if texts is None else read_examples(opened, texts, most_texts, progress.say)
     plan = Plan(
-        tier=tier, files=files or [], texts=given, answers=answers, threads=_numbers("--threads", threads or ""),
+        tier=tier, files=files or [], examples=examples, score=score, threads=_numbers("--threads", threads or ""),
         lengths=_numbers("--lengths", lengths), sustained_minutes=sustained,
     )  # fmt: skip
-    document = run_bench(opened, places, plan, Progress(quiet).say)
+    document = run_bench(opened, places, plan, progress.say)
     if out is not None:
         out.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
     if as_json:
@@ -209,26 +212,6 @@ def _tell_failures(document: dict[str, Any]) -> int:
     for failure in failures:
         print(f"error: {failure['name']}: {failure['message'].removeprefix(failure['name'] + ': ')}", file=sys.stderr)
     return max((failure["exit_code"] for failure in failures), default=0)
-
-
-def _read_texts(path: Path, most: int) -> tuple[list[str], list[str]]:
-    """Texts, and their labels where the file has them."""
-    import numpy as np
-
-    from pipeline.tasks.text_classification import SUFFIXES, read_rows
-
-    if not path.is_file():
-        raise BadInput(f"--texts {path}: no such file")
-    if path.suffix == ".txt":
-        pairs = [(line, None) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    elif path.suffix in SUFFIXES:
-        pairs = [(row.text, row.label) for _, row in read_rows(path, "text", "label")]
-    else:
-        raise BadInput(f"--texts {path}: .txt, {', '.join(SUFFIXES)} can be read")
-    if not pairs:
-        raise BadInput(f"--texts {path}: no text in it")
-    drawn = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))[:most]]
-    return [text for text, _ in drawn], [label for _, label in drawn if label is not None]
 
 
 def _percent(text: str) -> float:

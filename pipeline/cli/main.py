@@ -6,17 +6,21 @@ by Ctrl-C. Heavy libraries are imported inside the commands that need them, so t
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from pipeline.cli.console import AsJson, guarded, print_json, quieten_libraries
+from pipeline.cli.console import AsJson, guarded, json_line, print_json, quieten_libraries
 from pipeline.cli.devices import register
 from runtimes.errors import BadInput
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+PRESETS = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 app = typer.Typer(
     name="pocketbert", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -32,7 +36,7 @@ BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle f
 @app.command()
 @guarded
 def run(
-    recipe: Annotated[str, typer.Argument(help="A preset (demo, clinc150) or a TOML file.")],
+    recipe: Annotated[str, typer.Argument(help=f"A TOML file, or a preset: {', '.join(PRESETS)}.")],
     out: Annotated[Optional[Path], typer.Option("--out", help="Where the ledger, the report and the bundle go; out/NAME otherwise.")] = None,
     overrides: Annotated[
         Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a key: stage.2.layers=6, finetune.epochs=3, task.max_length=32.")
@@ -50,12 +54,13 @@ def run(
     from pipeline.flow.engine import run as run_recipe
     from pipeline.flow.progress import Progress
     from pipeline.flow.recipe import load_recipe
-    from pipeline.reports.run_report import print_table
+    from pipeline.reports.run_report import write_report
+    from pipeline.reports.run_table import print_table
 
     loaded = load_recipe(recipe, overrides or [], model, data)
     folder = Path(recipe).parent if Path(recipe).is_file() else None
     target = out or Path("out") / loaded.name
-    ledger = run_recipe(loaded, target, Cache(cache), Progress(quiet), folder)
+    ledger = run_recipe(loaded, target, Cache(cache), Progress(quiet), write_report, folder)
     if processes.rank() > 0:
         return
     if as_json:
@@ -65,7 +70,8 @@ def run(
     print(f"\nreport  {target / 'report.html'}")
     if (target / "bundle").is_dir() and ledger.outcome == "published":
         print(f"bundle  {target / 'bundle'}")
-        print(f"try     pocketbert predict {target / 'bundle'} \"your text\"")
+        first, *others = (f'"your {column.replace("_", " ")}"' for column in loaded.task.columns)
+        print(f"try     pocketbert predict {target / 'bundle'} {first}" + "".join(f" --pair {other}" for other in others))
 
 
 @app.command()
@@ -94,26 +100,35 @@ def verify(bundle: BundleFolder, as_json: AsJson = False) -> None:
 @guarded
 def predict(
     bundle: BundleFolder,
-    text: Annotated[Optional[str], typer.Argument(help="A text; lines of standard input if left out.")] = None,
+    text: Annotated[Optional[str], typer.Argument(help="A text, or a question; lines of standard input if left out.")] = None,
+    pair: Annotated[
+        Optional[str], typer.Option("--pair", metavar="TEXT", help="The second text, or the context of a question, where the task takes two.")
+    ] = None,
     file: Annotated[Optional[str], typer.Option("--file", help="Which model file of the bundle; its first that runs here otherwise.")] = None,
     threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="What the bundle recommends if left out.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify a text, or every line of standard input."""
+    """Answer a text, a pair of texts, or every line of standard input; on a line a tab stands between the two texts of a pair."""
     from dataclasses import asdict
 
-    from runtimes.classifier import Classifier
+    from pipeline.cli.examples import example_of_arguments, example_of_line, lines_of
+    from runtimes.predictor import Predictor
 
-    classifier = Classifier(bundle, file, threads)
-    for line in [text] if text is not None else (raw.rstrip("\n") for raw in sys.stdin):
-        result = classifier.predict(line)
-        if as_json:
-            print(json.dumps(asdict(result), ensure_ascii=False), flush=True)
-        else:
-            print(f"{result.label}\t{result.probability:.4f}\t{result.text}", flush=True)
-    if classifier.encoder.truncated:
-        limit = classifier.bundle.max_length
-        print(f"{classifier.encoder.truncated} texts were longer than {limit} tokens and were cut", file=sys.stderr)
+    if text is None and pair is not None:
+        raise BadInput("--pair goes with a text on the command line; on standard input put a tab between the two texts")
+    predictor = Predictor(bundle, file, threads)
+    decoder = predictor.decoder
+    if text is not None:
+        examples = iter([example_of_arguments(decoder, text, pair)])
+    else:
+        examples = (example_of_line(decoder, line, place) for place, line in lines_of(sys.stdin.buffer, "standard input"))
+    cut = 0
+    for example in examples:
+        result = predictor.predict(example)
+        cut += result.truncated
+        print(json_line(asdict(result)) if as_json else decoder.line(result.answer), flush=True)
+    if cut:
+        print(f"{cut} texts were longer than {predictor.bundle.max_length} tokens and were cut", file=sys.stderr)
 
 
 @app.command()
@@ -129,7 +144,7 @@ def report(
     if path is None:
         raise BadInput(f"{folder}: no ledger.json there")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_bytes())
     except ValueError as error:
         raise BadInput(f"{path}: not JSON: {error}") from error
     if isinstance(document, dict) and str(document.get("format")).startswith("pocketbert bench"):
@@ -139,7 +154,11 @@ def report(
 
         document = read_bench(path)
     elif isinstance(document, dict) and "stages" in document:
-        from pipeline.reports.run_report import print_table, write_report
+        from pipeline.reports.results import check_ledger
+        from pipeline.reports.run_report import write_report
+        from pipeline.reports.run_table import print_table
+
+        check_ledger(document, str(path))
     else:
         raise BadInput(f"{path}: neither a ledger nor measurements of pocketbert bench")
     if html is not None:
@@ -156,46 +175,53 @@ def methods(name: Annotated[Optional[str], typer.Argument(help="Show one in full
     """List the stages that a recipe can use, with paper, options and what they do to size and speed."""
     quieten_libraries()
     from pipeline.flow.registry import stage_class, stage_names
-    from pipeline.reports.catalogue import describe, one_line
+    from pipeline.reports.catalogue import describe_stage, stage_text
 
-    names = stage_names() if name is None else [name]
-    if name is not None and name not in stage_names():
-        import difflib
+    _show_catalogue("methods", "stage", name, stage_names(), lambda n: describe_stage(stage_class(n)), stage_text, as_json)
 
-        near = difflib.get_close_matches(name, stage_names(), n=1)
-        raise BadInput(f"methods: unknown stage {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+@app.command()
+@guarded
+def tasks(name: Annotated[Optional[str], typer.Argument(help="Show one in full.")] = None, as_json: AsJson = False) -> None:
+    """List what a model can be compressed for, with columns, metrics and options."""
+    quieten_libraries()
+    from pipeline.reports.catalogue import describe_task, task_text
+    from pipeline.tasks import task_class, task_names
+
+    _show_catalogue("tasks", "kind of task", name, task_names(), lambda n: describe_task(task_class(n)), task_text, as_json)
+
+
+def _show_catalogue(
+    command: str, what: str, name: str | None, known: list[str], describe: Callable[[str], dict[str, Any]],
+    full_text: Callable[[dict[str, Any]], str], as_json: bool,
+) -> None:  # fmt: skip
+    """One entry in full if it is named, else a line for each."""
+    if name is not None and name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise BadInput(f"{command}: unknown {what} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"))
+    shown = [describe(one) for one in (known if name is None else [name])]
     if as_json:
-        print_json([describe(stage_class(n)) for n in names])
+        print_json(shown)
     elif name is None:
-        for n in names:
-            print(one_line(stage_class(n)))
+        for one in shown:
+            print(f"{one['name']:<22} {one['summary']}")
     else:
-        shown = describe(stage_class(name))
-        print(f"{shown['use']}\n  {shown['summary']}")
-        for key in ("paper", "equations", "effect"):
-            if shown[key]:
-                print(textwrap.fill(shown[key], 120, initial_indent=f"  {key:<11}", subsequent_indent=" " * 13))
-        print("\noptions")
-        for option in shown["options"]:
-            print(f"  {option['name']} = {json.dumps(option['default'])}")
-            if option["help"]:
-                print(f"      {option['help']}")
+        print(full_text(shown[0]))
 
 
 @app.command()
 @guarded
 def init(
     path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.toml"),
-    preset: Annotated[str, typer.Option("--preset", help="The preset to start from.")] = "clinc150",
+    preset: Annotated[str, typer.Option("--preset", help=f"The preset to start from: {', '.join(PRESETS)}.")] = "clinc150",
 ) -> None:
     """Write a recipe to start from."""
-    from pipeline.flow.recipe import PRESETS, presets
-
-    if preset not in presets():
-        raise BadInput(f"--preset {preset!r}: known are {', '.join(presets())}")
+    if preset not in PRESETS:
+        raise BadInput(f"--preset {preset!r}: known are {', '.join(PRESETS)}")
     if path.exists():
         raise BadInput(f"{path}: exists already; nothing was written")
-    path.write_text((PRESETS / f"{preset}.toml").read_text(encoding="utf-8").replace(f'name = "{preset}"', f'name = "{path.stem}"'), encoding="utf-8")
+    text = (RECIPES / f"{preset}.toml").read_text(encoding="utf-8").replace(f'name = "{preset}"', f'name = "{path.stem}"')
+    path.write_text(text, encoding="utf-8")
     print(f"{path} written. Point it at a model and data: pocketbert run {path} --model MODEL --data FOLDER")
 
 

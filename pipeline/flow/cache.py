@@ -7,25 +7,26 @@
     work/<key>/                       checkpoints of a stage under way; removed when it is finished
     shared/<key>/                     what several stages may reuse (a teacher's outputs)
 
-A key is the SHA-256 of everything that decides the result: the stage, its version and configuration, the content of
-its inputs, the data, the seed, and the versions of the libraries at work. A finished stage appears by one rename, so
-there is never half of one. Every hit is checked against its hashes before it is believed.
+A key is the SHA-256 of everything that decides the result: the stage, its version and configuration, the code that it reaches
+(:mod:`pipeline.flow.code`), the content of its inputs, the data, the seed, and the versions of the libraries at work. A finished
+stage appears by one rename, so there is never half of one. Every hit is checked against its hashes before it is believed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline.flow.stage import Artifact
+from filelock import FileLock
+
 from runtimes.bundle import file_sha256
 
 LIBRARIES = (
@@ -33,6 +34,14 @@ LIBRARIES = (
     "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy",
 )  # fmt: skip
 """Libraries whose version may change a result."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An immutable folder, and the SHA-256 of everything in it."""
+
+    folder: Path
+    sha256: str
 
 
 def default_root() -> Path:
@@ -108,8 +117,7 @@ class Cache:
         """Hold the lock of a key; another process with the same key waits."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / key).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(folder / key):
             yield
 
     def entries(self) -> list[dict[str, Any]]:

@@ -6,79 +6,165 @@ so that whatever happens, what is known is on disk.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.flow import processes
-from pipeline.flow.cache import Cache, digest, library_versions, tree_sha256
+from pipeline.flow.cache import Artifact, Cache, digest, library_versions, tree_sha256
+from pipeline.flow.code import code_digest
 from pipeline.flow.ledger import Ledger
 from pipeline.flow.progress import Progress, clock
-from pipeline.flow.recipe import Recipe, check_order
-from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Artifact, Context, Stage
+from pipeline.flow.recipe import Recipe, check_order, lock_text
+from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Context, Stage
 from pipeline.models.config import EncoderConfig
 from pipeline.models.hub import config_fields, read_config
 from pipeline.models.source import find_source, source_sha256
-from pipeline.reports.run_report import write_report
 from pipeline.tasks import load_data
+from pipeline.tasks.base import SPLITS
 from runtimes.bundle import MANIFEST, REPORT, write_sums
 from runtimes.errors import BadInput, PocketbertError
 
+Report = Callable[[dict[str, Any], Path], None]
+"""(content of a ledger, file) -> writes the page that people read."""
 
-def run(recipe: Recipe, out: Path, cache: Cache, progress: Progress, recipe_folder: Path | None = None) -> Ledger:
+
+def run(recipe: Recipe, out: Path, cache: Cache, progress: Progress, report: Report, recipe_folder: Path | None = None) -> Ledger:
     """Run ``recipe`` and publish its bundle to ``out/bundle``.
 
     Args:
         out: gets ``ledger.json`` and ``report.html`` always, ``bundle/`` only when every gate held.
+        report: writes the page.
         recipe_folder: where relative paths of the recipe are looked up first.
 
     Raises:
         BadInput, GateFailed: the ledger is written all the same.
     """
     if processes.rank() == 0:
-        return _run(recipe, out, cache, progress, recipe_folder)
+        return _Run(recipe, out, cache, progress, report).run(recipe_folder)
     with TemporaryDirectory(prefix="pocketbert-") as folder:  # the first process writes what the user sees
-        return _run(recipe, Path(folder), cache, Progress(quiet=True), recipe_folder)
+        return _Run(recipe, Path(folder), cache, Progress(quiet=True), report).run(recipe_folder)
 
 
-def _run(recipe: Recipe, out: Path, cache: Cache, progress: Progress, recipe_folder: Path | None) -> Ledger:
-    _check_writable(out)
-    source = find_source(recipe.model.source, recipe_folder)
-    data = load_data(recipe.task, recipe_folder)
-    check_order(recipe.stages, recipe.name, structure_traits(source))
-    for note in data.notes:
-        progress.say(note)
-    ledger = Ledger(recipe, [len(data.train), len(data.validation), len(data.test)])
-    available: dict[str, Artifact] = {"source": Artifact(source, source_sha256(source))}
-    try:
-        for number, stage in enumerate(recipe.stages, start=1):
-            progress.say(f"[{number}/{len(recipe.stages)}] {stage.use}")
-            record, made = _run_stage(recipe, stage, source, data, available, cache, progress, ledger)
-            available |= made
-            ledger.add(record)
-            state = "cached" if record["cached"] else "done"
-            progress.say(f"[{number}/{len(recipe.stages)}] {stage.use}: {state} in {clock(record['seconds'])}")
-            ledger.check_gates(stage)
-            ledger.write(out)
-    except PocketbertError as error:
-        ledger.outcome = f"failed: {error}"
-        ledger.write(out)
-        write_report(ledger.as_dict(), out / "report.html")
-        if (out / "bundle").exists():
-            progress.say(f"{out / 'bundle'} is that of an earlier run; this run published none")
-        raise
-    ledger.outcome = "ok"
-    if "bundle" in available:
-        _publish(available["bundle"].folder, out, ledger)
-        ledger.outcome = "published"
-    ledger.write(out)
-    write_report(ledger.as_dict(), out / "report.html")
-    return ledger
+@dataclass
+class _Run:
+    """One run of a recipe: its data, and the artifacts that there are by role."""
+
+    recipe: Recipe
+    out: Path
+    cache: Cache
+    progress: Progress
+    report: Report
+    available: dict[str, Artifact] = field(default_factory=dict)
+
+    def run(self, recipe_folder: Path | None) -> Ledger:
+        _check_writable(self.out)
+        recipe, progress = self.recipe, self.progress
+        source = find_source(recipe.model.source, recipe_folder)
+        self.data = load_data(recipe.task, recipe_folder)
+        check_order(recipe.stages, recipe.name, structure_traits(source))
+        for note in self.data.notes:
+            progress.say(note)
+        self.ledger = Ledger(recipe, {split: len(self.data.split(split)) for split in (*SPLITS, "unlabeled")})
+        self.available["source"] = Artifact(source, source_sha256(source))
+        try:
+            self.ledger.floor = self._floor()
+            for number, stage in enumerate(recipe.stages, start=1):
+                progress.say(f"[{number}/{len(recipe.stages)}] {stage.use}")
+                record = self._stage(stage)
+                self.ledger.add(record)
+                state = "cached" if record["cached"] else "done"
+                progress.say(f"[{number}/{len(recipe.stages)}] {stage.use}: {state} in {clock(record['seconds'])}")
+                self.ledger.check_gates(stage)
+                self.ledger.write(self.out)
+        except PocketbertError as error:
+            self.ledger.outcome = f"failed: {error}"
+            self._tell(self.out / "report.html")
+            if (self.out / "bundle").exists():
+                progress.say(f"{self.out / 'bundle'} is that of an earlier run; this run published none")
+            raise
+        self.ledger.outcome = "ok"
+        if "bundle" in self.available:
+            self._publish(self.available["bundle"].folder)
+        self._tell(self.out / "report.html")
+        return self.ledger
+
+    def _tell(self, page: Path) -> None:
+        self.ledger.write(page.parent)
+        self.report(self.ledger.as_dict(), page)
+
+    def _floor(self) -> dict[str, Any] | None:
+        """What a model without a BERT scores; kept beside the cache's shared work, since it costs seconds."""
+        task = self.recipe.task
+        code = code_digest(type(task).__module__)
+        key = digest(["floor", task.kind, task.model_dump(exclude={"data"}), self.data.fingerprint, code, library_versions()])
+        with self.cache.lock(key):
+            path = self.cache.shared(key) / "floor.json"
+            if path.is_file():
+                return json.loads(path.read_text(encoding="utf-8"))
+            if processes.rank() > 0:
+                return None
+            started = time.monotonic()
+            floor = task.floor(self.data)
+            if floor is not None:
+                floor["seconds"] = round(time.monotonic() - started, 2)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(floor) + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        return floor
+
+    def _stage(self, stage: Stage) -> dict[str, Any]:
+        """The record of one stage, from the cache or from work; what it gives becomes available."""
+        recipe, cache = self.recipe, self.cache
+        given = {role: stage.reads.get(role, role) for role in (*stage.needs, *stage.uses)}
+        inputs = {role: self.available[name] for role, name in given.items() if name in self.available}
+        key = digest({
+            "stage": stage.use, "version": stage.version, "code": code_digest(type(stage).__module__), "config": stage.model_dump(mode="json"),
+            "inputs": {role: artifact.sha256 for role, artifact in inputs.items()}, "data": self.data.fingerprint,
+            "task": [recipe.task.kind, recipe.task.model_dump(exclude={"data"}), code_digest(type(recipe.task).__module__)],
+            "seed": recipe.seed, "libraries": library_versions(),
+            "whole": self.ledger.fingerprint() if stage.reads_ledger else None,
+        })  # fmt: skip
+
+        def context(output: Path) -> Context:
+            return Context(
+                recipe.name, recipe.seed, recipe.task, self.data, recipe.model.source, lock_text(recipe), inputs, output, cache.work(key),
+                self.progress, self.ledger.records, cache,
+            )  # fmt: skip
+
+        record = _help(stage, key, cache, context) if processes.rank() > 0 else _lead(stage, key, cache, context)
+        made = cache.artifacts(key, record)
+        self.available |= {stage.writes.get(role, role): artifact for role, artifact in made.items()}
+        return record
+
+    def _publish(self, bundle: Path) -> None:
+        """Copy the bundle to ``out/bundle`` with its report; it appears whole or not at all."""
+        staging, final, old = self.out / ".bundle.partial", self.out / "bundle", self.out / ".bundle.old"
+        for leftover in (staging, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
+                target = staging / file.relative_to(bundle)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+            (staging / REPORT).mkdir()
+            self.ledger.outcome = "published"
+            self._tell(staging / REPORT / "index.html")
+            write_sums(staging / REPORT)
+        except BaseException:  # a full disk, Ctrl-C: leave no half of a bundle behind
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        if final.exists():
+            os.replace(final, old)
+        os.replace(staging, final)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def structure_traits(source: Path) -> list[str]:
@@ -93,29 +179,17 @@ def structure_traits(source: Path) -> list[str]:
     return [trait for trait, has in found.items() if has]
 
 
-def _run_stage(
-    recipe: Recipe, stage: Stage, source: Path, data: Any, available: dict[str, Artifact], cache: Cache, progress: Progress, ledger: Ledger
-) -> tuple[dict[str, Any], dict[str, Artifact]]:
-    inputs = {role: available[role] for role in (*stage.needs, *stage.uses) if role in available}
-    key = digest({
-        "stage": stage.use, "version": stage.version, "config": stage.model_dump(mode="json"),
-        "inputs": {role: artifact.sha256 for role, artifact in inputs.items()},
-        "data": data.fingerprint, "task": recipe.task.model_dump(exclude={"data"}), "seed": recipe.seed,
-        "libraries": library_versions(),
-        "whole": ledger.fingerprint() if stage.reads_ledger else None,
-    })  # fmt: skip
-    if processes.rank() > 0:
-        return _help(stage, key, lambda output: Context(recipe, source, data, inputs, output, cache.work(key), progress, ledger.records, cache))
+def _lead(stage: Stage, key: str, cache: Cache, make: Callable[[Path], Context]) -> dict[str, Any]:
+    """What the first process of a run does: take the stage from the cache, or run it."""
     with cache.lock(key):
         record = cache.record(key)
         processes.told(record is not None)
         if record is not None:
-            return record | {"cached": True}, cache.artifacts(key, record)
-        work = cache.work(key)
-        output = work / "output"
+            return record | {"cached": True}
+        output = cache.work(key) / "output"
         shutil.rmtree(output, ignore_errors=True)  # half-written by a run that was killed; checkpoints lie beside it
         output.mkdir()
-        context = Context(recipe, source, data, inputs, output, work, progress, ledger.records, cache)
+        context = make(output)
         started = time.monotonic()
         stage.run(context)
         folders = {role: role for role in stage.gives if (output / role).is_dir()} | context.aliases
@@ -130,46 +204,18 @@ def _run_stage(
         }  # fmt: skip
         cache.publish(key, output, record)
         processes.wait()
-        return record | {"cached": False}, cache.artifacts(key, record)
+        return record | {"cached": False}
 
 
-def _help(stage: Stage, key: str, context: Callable[[Path], Context]) -> tuple[dict[str, Any], dict[str, Artifact]]:
+def _help(stage: Stage, key: str, cache: Cache, make: Callable[[Path], Context]) -> dict[str, Any]:
     """What the other processes of a run do: train with the first, whose result they then take from the cache."""
     cached = processes.told(None)
     if not cached and stage.trains:
         with TemporaryDirectory(prefix="pocketbert-") as folder:
-            made = context(Path(folder))
-            stage.run(made)
-    else:
-        made = context(Path())
+            stage.run(make(Path(folder)))
     if not cached:
         processes.wait()
-    record = made.cache.record(key)
-    return record | {"cached": cached}, made.cache.artifacts(key, record)
-
-
-def _publish(bundle: Path, out: Path, ledger: Ledger) -> None:
-    """Copy the bundle to ``out/bundle`` with its report; it appears whole or not at all."""
-    staging, final, old = out / ".bundle.partial", out / "bundle", out / ".bundle.old"
-    for leftover in (staging, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
-            target = staging / file.relative_to(bundle)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-        (staging / REPORT).mkdir()
-        ledger.outcome = "published"
-        ledger.write(staging / REPORT)
-        write_report(ledger.as_dict(), staging / REPORT / "index.html")
-        write_sums(staging / REPORT)
-    except BaseException:  # a full disk, Ctrl-C: leave no half of a bundle behind
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    if final.exists():
-        os.replace(final, old)
-    os.replace(staging, final)
-    shutil.rmtree(old, ignore_errors=True)
+    return cache.record(key) | {"cached": cached}
 
 
 def _check_writable(out: Path) -> None:

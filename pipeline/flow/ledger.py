@@ -10,9 +10,10 @@ from typing import Any
 from pipeline.flow.cache import digest, library_versions
 from pipeline.flow.recipe import Recipe, lock_text
 from pipeline.flow.stage import Stage
+from pipeline.tasks.base import better
 from runtimes.errors import GateFailed
 
-FORMAT = 1
+FORMAT = 2
 GATE_SPLIT = "validation"
 """Gates look at validation data; test data is reported and decides nothing."""
 
@@ -21,14 +22,15 @@ class Ledger:
     """Records of a run in order.
 
     Args:
-        rows: number of training, validation and test texts.
+        rows: number of rows by split.
     """
 
-    def __init__(self, recipe: Recipe, rows: list[int]) -> None:
+    def __init__(self, recipe: Recipe, rows: dict[str, int]) -> None:
         self.recipe = recipe
         self.rows = rows
         self.records: list[dict[str, Any]] = []
         self.gates: list[dict[str, Any]] = []
+        self.floor: dict[str, Any] | None = None
         self.outcome = "running"
 
     def add(self, record: dict[str, Any]) -> None:
@@ -45,7 +47,7 @@ class Ledger:
         Raises:
             GateFailed: naming the file, its figure and the budget.
         """
-        budget = self.recipe.budget
+        budget, metric = self.recipe.budget, self.recipe.task.primary
         shipped_role = "quantized" if any("quantized" in s.gives for s in self.recipe.stages) else "exported"
         record = self.records[-1]
         if shipped_role in stage.gives:
@@ -53,9 +55,9 @@ class Ledger:
             for subject in record["subjects"]:
                 if budget.size_mb is not None:
                     self._gate(subject["file"], "size_mb", subject["size_bytes"] / 1e6, budget.size_mb, "MB")
-                if budget.accuracy_drop is not None and reference is not None:
-                    drop = reference["accuracy"][GATE_SPLIT] - subject["accuracy"][GATE_SPLIT]
-                    self._gate(subject["file"], "accuracy_drop", drop, budget.accuracy_drop, "points of validation accuracy")
+                if budget.metric_drop is not None and reference is not None:
+                    before, after = (better(metric, s["metrics"][GATE_SPLIT][metric.name]) for s in (reference, subject))
+                    self._gate(subject["file"], "metric_drop", before - after, budget.metric_drop, f"points of validation {metric.title}")
         if budget.latency_ms is not None:
             role_files = {s["file"] for r in self.records for s in r["subjects"] if s["precision"] != "fp32" or shipped_role == "exported"}
             for measured in record["measurements"]:
@@ -72,10 +74,12 @@ class Ledger:
         self.gates.append({"file": file, "gate": gate, "value": value, "limit": limit, "unit": unit, "ok": value <= limit})
 
     def as_dict(self) -> dict[str, Any]:
+        task = self.recipe.task
+        metrics = [metric._asdict() for metric in (task.primary, *(m for m in task.metrics if m != task.primary))]
         return {
-            "format": FORMAT, "name": self.recipe.name, "outcome": self.outcome, "seed": self.recipe.seed,
-            "rows": dict(zip(("train", "validation", "test"), self.rows, strict=True)),
-            "libraries": library_versions(), "recipe": lock_text(self.recipe), "gates": self.gates, "stages": self.records,
+            "format": FORMAT, "name": self.recipe.name, "outcome": self.outcome, "seed": self.recipe.seed, "rows": self.rows,
+            "task": {"kind": task.kind, "metrics": metrics}, "floor": self.floor, "libraries": library_versions(),
+            "recipe": lock_text(self.recipe), "gates": self.gates, "stages": self.records,
         }  # fmt: skip
 
     def write(self, folder: Path) -> None:
@@ -88,27 +92,3 @@ class Ledger:
 def teacher(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The fine-tuned model that everything is compared with: the first model the run reported."""
     return next((s for r in records for s in r["subjects"] if s["file"] is None), None)
-
-
-def result_rows(ledger: dict[str, Any]) -> list[dict[str, Any]]:
-    """The ledger as the rows a person reads: each model or file once, with its latency where it was measured.
-
-    Columns: stage, name, seconds of the stage, unique_params, size_bytes, validation and test accuracy (per cent),
-    p50_ms per real text on one thread of the place that was measured first, speedup against the baseline there.
-    """
-    texts = [m for r in ledger["stages"] for m in r["measurements"] if m["case"] == "texts" and m["threads"] == 1]
-    measured = {m["name"]: m for m in texts if m["target"] == texts[0]["target"]}
-    baseline = next((m["p50_ms"] for m in measured.values() if m["baseline"]), None)
-    rows = []
-    for record in ledger["stages"]:
-        for index, subject in enumerate(record["subjects"]):
-            latency = measured.get(subject["name"])
-            p50_ms = latency["p50_ms"] if latency else None
-            rows.append({
-                "stage": record["stage"], "name": subject["name"], "file": subject["file"],
-                "seconds": record["seconds"] if index == 0 else None, "cached": record["cached"],
-                "unique_params": subject["unique_params"], "size_bytes": subject["size_bytes"],
-                "validation": subject["accuracy"].get("validation"), "test": subject["accuracy"].get("test"),
-                "p50_ms": p50_ms, "speedup": baseline / p50_ms if baseline and p50_ms else None,
-            })  # fmt: skip
-    return rows

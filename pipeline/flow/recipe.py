@@ -14,16 +14,18 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.flow.registry import stage_class, stage_names
+from pipeline.tasks import DEFAULT_KIND, task_class, task_names
 from runtimes.bundle import is_safe_name
 from runtimes.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.flow.stage import Stage
+    from pipeline.tasks.base import Task
 
 PRESETS = resources.files("pipeline") / "recipes"
 
@@ -37,37 +39,27 @@ class ModelSection(_Section):
     """Hub id or folder of a BERT-class encoder."""
 
 
-class TaskSection(_Section):
-    kind: Literal["text-classification"] = "text-classification"
-    """What the model is for."""
-    data: str
-    """Folder with train, validation and test files, or ``builtin:commands``."""
-    text_column: str = "text"
-    label_column: str = "label"
-    max_length: int = Field(64, ge=4, le=512)
-    """Longest input in tokens; longer texts are cut, and counted."""
-    limit_per_label: int | None = Field(None, ge=1)
-    """Train on at most so many rows of each class, for trials."""
-
-
 class BudgetSection(_Section):
-    accuracy_drop: float | None = Field(None, ge=0)
-    """Points of validation accuracy that a shipped file may lose against the fine-tuned teacher."""
+    metric_drop: float | None = Field(None, ge=0)
+    """Points of the task's primary metric on validation rows that a shipped file may lose against the fine-tuned teacher."""
     size_mb: float | None = Field(None, gt=0)
     """Megabytes (10^6 bytes) that each shipped file may have."""
     latency_ms: float | None = Field(None, gt=0)
-    """Milliseconds per real text at p50 on one thread that each shipped file may take."""
+    """Milliseconds per real input at p50 on one thread that each shipped file may take."""
 
 
 class Recipe(_Section):
-    """A checked recipe. ``stages`` holds one configured stage per ``[[stage]]`` table."""
+    """A checked recipe.
+
+    ``task`` is the configured :class:`pipeline.tasks.base.Task`; ``stages`` holds one configured stage per ``[[stage]]`` table.
+    """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
 
     name: str
     seed: int = 0
     model: ModelSection
-    task: TaskSection
+    task: Any
     budget: BudgetSection = BudgetSection()
     stages: list[Any] = []
 
@@ -101,12 +93,15 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
     stage_tables = tables.pop("stage", [])
     if not isinstance(stage_tables, list) or not stage_tables or not all(isinstance(t, dict) for t in stage_tables):
         raise BadInput(f"{origin}: stage: at least one [[stage]] table is needed")
+    task = _make_task(origin, tables.pop("task", {}))
     try:
-        recipe = Recipe(**tables)
+        recipe = Recipe(**tables, task=task)
     except ValidationError as error:
         raise BadInput(f"{origin}: " + _explain(error, "", Recipe)) from error
     recipe.stages = [_make_stage(origin, number, table) for number, table in enumerate(stage_tables, start=1)]
     check_order(recipe.stages, origin)
+    for stage in recipe.stages:
+        stage.check_task(task)
     return recipe
 
 
@@ -120,27 +115,41 @@ def check_order(stages: list[Stage], origin: str, source_leaves: Iterable[str] =
     traits = dict.fromkeys(source_leaves, "the source model")
     for number, stage in enumerate(stages, start=1):
         place = f"{origin}: stage[{number}].{stage.use}"
-        for role in stage.needs:
+        _check_roles(stage, place)
+        reads = [stage.reads.get(role, role) for role in stage.needs]
+        for role in reads:
             if role not in made:
                 makers = [name for name in stage_names() if role in stage_class(name).gives]
-                raise BadInput(f"{place}: needs {role!r}, which no earlier stage makes; put {' or '.join(makers)} before it")
+                cure = f"put {' or '.join(makers)} before it" if makers else f"an earlier stage must say writes = {{ model = {json.dumps(role)} }}"
+                raise BadInput(f"{place}: needs {role!r}, which no earlier stage makes; {cure}")
         for trait, maker in traits.items():
             if trait in stage.refuses:
                 raise BadInput(f"{place}: cannot follow {maker}, which leaves {trait}: {stage.refuses[trait]}")
-        if "model" in stage.gives and not {"model", "source"} & set(stage.needs):
+        writes = [stage.writes.get(role, role) for role in stage.gives]
+        if "model" in writes and not {"model", "source"} & set(reads):
             traits.clear()  # a model of its own
-        traits |= dict.fromkeys(stage.leaves, stage.use)
-        if "model" in stage.gives and "exported" in made:
+        if "model" in writes:
+            traits |= dict.fromkeys(stage.leaves, stage.use)
+        if "model" in writes and "exported" in made:
             raise BadInput(f"{place}: changes the model after {made['exported']} has written its files; put it before")
-        for role in stage.gives:
+        for role in writes:
             made[role] = stage.use
+
+
+def _check_roles(stage: Stage, place: str) -> None:
+    """Refuse names in ``reads`` and ``writes`` that the stage does not have."""
+    for key, known in (("reads", (*stage.needs, *stage.uses)), ("writes", stage.gives)):
+        for role in getattr(stage, key):
+            if role not in known:
+                raise BadInput(f"{place}.{key}: the stage has no role {role!r}{_nearest(role, known) if known else ''}")
 
 
 def lock_text(recipe: Recipe) -> str:
     """The recipe with every default written out, as TOML."""
     lines = [f"name = {_toml(recipe.name)}", f"seed = {recipe.seed}"]
-    for section in ("model", "task", "budget"):
-        lines += ["", f"[{section}]", *_toml_pairs(getattr(recipe, section).model_dump())]
+    sections = {"model": {}, "task": {"kind": recipe.task.kind}, "budget": {}}
+    for section, first in sections.items():
+        lines += ["", f"[{section}]", *_toml_pairs(first | getattr(recipe, section).model_dump())]
     for stage in recipe.stages:
         lines += ["", "[[stage]]", f"use = {_toml(stage.use)}", *_toml_pairs(stage.model_dump())]
     return "\n".join(lines) + "\n"
@@ -190,6 +199,19 @@ def _override(tables: dict[str, Any], text: str) -> None:
     place[parts[-1]] = value
 
 
+def _make_task(origin: str, table: Any) -> Task:
+    if not isinstance(table, dict):
+        raise BadInput(f"{origin}: task: a [task] table is needed, got {table!r}")
+    fields = dict(table)
+    kind = fields.pop("kind", DEFAULT_KIND)
+    if kind not in task_names():
+        raise BadInput(f"{origin}: task.kind: unknown {kind!r}{_nearest(str(kind), task_names())}")
+    try:
+        return task_class(kind)(**fields)
+    except ValidationError as error:
+        raise BadInput(f"{origin}: " + _explain(error, "task.", task_class(kind))) from error
+
+
 def _make_stage(origin: str, number: int, table: dict[str, Any]) -> Stage:
     fields = dict(table)
     name = fields.pop("use", None)
@@ -206,7 +228,8 @@ def _explain(error: ValidationError, prefix: str, owner: type[BaseModel]) -> str
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         for part in first["loc"][:-1]:
-            owner = owner.model_fields[part].annotation
+            inner = owner.model_fields[part].annotation
+            owner = next((kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)), owner)
         known = list(owner.model_fields)
         return f"{prefix}{place}: unknown key{_nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
@@ -239,6 +262,8 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(_toml_pairs(value)) + " }" if value else "{}"
     return repr(value)
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipeline.flow.stage import Stage
+from typing import Any
 
 ENTRY_POINTS = "pocketbert.methods"
 
 BUILT_IN = {
     "finetune": "pipeline.stages.finetune:Finetune",
+    "adopt": "pipeline.stages.adopt:Adopt",
     "prune-vocab": "pipeline.methods.prune.vocab:PruneVocab",
     "distill-mobilebert": "pipeline.methods.distill.mobilebert:DistillMobilebert",
     "factorize-embeddings": "pipeline.methods.factorize.embeddings:FactorizeEmbeddings",
@@ -38,8 +36,8 @@ def stage_names() -> list[str]:
     return [*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS))]
 
 
-def stage_class(name: str) -> type[Stage]:
-    """The class registered under ``name``; KeyError if there is none."""
+def stage_class(name: str) -> type[Any]:
+    """The :class:`pipeline.flow.stage.Stage` registered under ``name``; KeyError if there is none."""
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         return getattr(import_module(module), attribute)

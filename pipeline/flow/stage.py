@@ -1,9 +1,10 @@
 """What a stage is: a configuration whose fields are the recipe's keys, and one verb.
 
-A stage reads artifacts by role and leaves folders under roles of its own; it knows no other stage. Roles in use:
+A stage reads artifacts by role and leaves folders under roles of its own; it knows no other stage. A recipe can have a stage read
+or write a role under another name (``reads = { teacher = "assistant" }``). Roles in use:
 
     ``model``      the PyTorch model of this moment: config.json, model.safetensors, tokenizer files
-    ``teacher``    the fine-tuned model that students learn from, and that accuracy is compared with
+    ``teacher``    the model that students learn from, and that their metrics are compared with
     ``source``     the checkpoint the recipe starts from
     ``baseline``   the fine-tuned model as it was before anything was compressed
     ``exported``   model files in full precision
@@ -18,20 +19,18 @@ Plug-ins register a class of their own under the entry-point group ``pocketbert.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from pipeline.flow.cache import Artifact, Cache
 from pipeline.flow.progress import Progress
-from pipeline.tasks.text_classification import ClassificationData
-
-if TYPE_CHECKING:
-    from pipeline.flow.cache import Cache
-    from pipeline.flow.recipe import Recipe, TaskSection
-
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.tasks.base import Data, Row, Task
+from pipeline.tasks.batches import EncodedTexts
 
 UNEQUAL_LAYERS = "layers of unequal shape"
 SHARED_LAYERS = "layers that share weights"
@@ -49,25 +48,17 @@ def not_on_shared_or_quaternions(what: str) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """An immutable folder, and the SHA-256 of everything in it."""
-
-    folder: Path
-    sha256: str
-
-
 @dataclass
 class Subject:
     """One row of the ledger: a model or a file, and what is known of it.
 
-    ``file`` is its path inside the bundle, None for a PyTorch model. ``accuracy`` in per cent by split.
+    ``file`` is its path inside the bundle, None for a PyTorch model. ``metrics`` by split and name.
     """
 
     name: str
     unique_params: int
     size_bytes: int
-    accuracy: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     file: str | None = None
     precision: str = "fp32"
     notes: list[str] = field(default_factory=list)
@@ -77,7 +68,11 @@ class Subject:
 class Context:
     """What a running stage gets.
 
-    Args:
+    Attributes:
+        name: of the recipe.
+        seed: of everything that is drawn.
+        source_name: the model that the recipe names.
+        lock: the recipe with every default, as TOML.
         inputs: artifacts of the roles it needs.
         output: an empty folder; each subfolder becomes the artifact of the role it is named after.
         work: a folder that outlives a kill, for checkpoints of this stage.
@@ -86,9 +81,12 @@ class Context:
         measurements: latency and memory, for the ledger.
     """
 
-    recipe: Recipe
-    source: Path
-    data: ClassificationData
+    name: str
+    seed: int
+    task: Task
+    data: Data
+    source_name: str
+    lock: str
     inputs: dict[str, Artifact]
     output: Path
     work: Path
@@ -100,26 +98,23 @@ class Context:
     measurements: list[dict[str, Any]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def task(self) -> TaskSection:
-        return self.recipe.task
-
-    @property
-    def seed(self) -> int:
-        return self.recipe.seed
-
     def folder(self, role: str) -> Path:
         """The artifact folder of an input role."""
         return self.inputs[role].folder
+
+    def load(self, role: str) -> Checkpoint:
+        """The model of an input role."""
+        return Checkpoint.load(self.folder(role))
 
     def note(self, message: str) -> None:
         """Say something to the user, now and in the ledger."""
         self.notes.append(message)
         self.progress.say(f"  {message}")
 
-    @cached_property
-    def label_index(self) -> dict[str, int]:
-        return {label: index for index, label in enumerate(self.data.labels)}
+    def encode(self, checkpoint: Checkpoint, split: str | Sequence[Row]) -> EncodedTexts:
+        """The rows of a split (or rows themselves) as the tokenizer of ``checkpoint`` has them, with their targets."""
+        rows = self.data.split(split) if isinstance(split, str) else split
+        return self.task.encode(checkpoint.tokenizer, rows, self.data, checkpoint.model.config.pad_token_id)
 
 
 class Stage(BaseModel):
@@ -127,7 +122,7 @@ class Stage(BaseModel):
 
     Class attributes:
         use: the name in recipes.
-        version: raised when the same configuration would give another result.
+        version: raised when the same configuration would give another result although no code changed.
         needs, uses, gives: roles it must have, roles it reads where they exist, roles it writes.
         reads_ledger: whether the records of the stages before are part of its input.
         trains: whether it trains, so that all processes of a distributed run take part.
@@ -153,6 +148,31 @@ class Stage(BaseModel):
     paper: ClassVar[str] = ""
     equations: ClassVar[str] = ""
     effect: ClassVar[str] = ""
+
+    reads: dict[str, str] = {}
+    """Roles to read in place of the usual ones, such as ``{ teacher = "assistant" }``."""
+    writes: dict[str, str] = {}
+    """Roles to write in place of the usual ones, such as ``{ model = "assistant" }``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_own_defaults(cls, values: Any) -> Any:
+        """A nested table that names some keys leaves the others as this stage has them, not as the table's class does."""
+        if not isinstance(values, dict):
+            return values
+        merged = dict(values)
+        for name, value in values.items():
+            default = cls.model_fields[name].get_default(call_default_factory=True) if name in cls.model_fields else None
+            if isinstance(default, BaseModel) and isinstance(value, dict):
+                merged[name] = default.model_dump() | value
+        return merged
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a task that this stage makes no sense for, before any work.
+
+        Raises:
+            BadInput: with the reason.
+        """
 
     def run(self, context: Context) -> None:
         """Read ``context.inputs``, write ``context.output/<role>``, report into ``context.subjects``.

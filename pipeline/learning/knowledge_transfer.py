@@ -18,14 +18,16 @@ What this file does not do: make students, or teach the logits (:mod:`pipeline.l
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.learning.distillation import teacher_outputs
+from pipeline.flow.stage import Context
+from pipeline.learning.distillation import steps_of, teacher_outputs
 from pipeline.learning.losses import attention_loss, feature_map_loss
 from pipeline.learning.teacher import valid_pairs
 from pipeline.learning.training import TrainingJob, TrainingPlan, train
@@ -33,49 +35,48 @@ from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from pipeline.tasks.batches import Batch
 
-if TYPE_CHECKING:
-    from pipeline.flow.stage import Context
-
 PAST_RATE = 0.1
 """Learning-rate factor of the layers below the one that is learning (released code of the paper)."""
 
 
 class KnowledgeTransfer(BaseModel):
-    """Options of the transfer; ``batch_size`` and ``learning_rate`` are those of the stage."""
+    """Options of the transfer."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    transfer: Literal["progressive", "joint", "none"] = "progressive"
-    """How feature maps and attention are learned before the logits."""
-    transfer_epochs: float = Field(4.0, ge=0)
-    """Passes over the training texts for that."""
+    order: Literal["progressive", "joint", "none"] = "progressive"
+    """How feature maps and attention are learned before the outputs: one layer after another, all layers at once, or not at all."""
+    epochs: float = Field(4.0, ge=0)
+    """Passes over the training inputs in which feature maps and attention are learned."""
+    batch_size: int = Field(128, ge=1)
+    """Inputs per step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate of AdamW."""
     feature_weight: float = Field(1.0, ge=0)
     """Weight of the feature maps in the transfer's loss."""
     attention_weight: float = Field(1.0, ge=0)
     """Weight of the attention in the transfer's loss."""
 
-    def transfer_knowledge(self, context: Context, student: Encoder, teacher: Checkpoint, role: str = "teacher") -> None:
+    def transfer(self, context: Context, student: Encoder, teacher: Checkpoint, title: str, role: str = "teacher") -> None:
         """Draw the student's feature maps and attention to those of ``teacher``, the artifact ``role``, in place."""
-        if self.transfer == "none" or not self.transfer_epochs:
+        if self.order == "none" or not self.epochs:
             return
         count, heads = len(student.config.layers), student.config.layers[0]["heads"]
-        texts = teacher.encode(context.data.train, context.label_index, context.task.max_length)
+        texts = replace(context.encode(teacher, "train"), group=1)
         layers = layer_map(teacher.model.config.num_hidden_layers, count)
         outputs = teacher_outputs(context, teacher, texts, layers, heads, role)
         widths = student.config.hidden_size, teacher.model.config.hidden_size
         maps = nn.ModuleList(nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths) for _ in range(count))
         module = nn.ModuleDict({"student": student, "maps": maps})
-        steps = round(self.transfer_epochs * math.ceil(len(texts) / self.batch_size))
-        progressive = self.transfer == "progressive"
+        steps = steps_of(self, texts, self.epochs)
+        progressive = self.order == "progressive"
 
         def phase(step: int) -> int:
             return min(count - 1, step * count // max(1, steps))
 
         def loss(module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
             active = [phase(step)] if progressive else list(range(count))
-            out = module["student"](
-                batch.input_ids, batch.attention_mask, output_hidden_states=True, output_attention_scores=True, stop_after=active[-1] + 1
-            )
+            out = module["student"](**batch.inputs, output_hidden_states=True, output_attention_scores=True, stop_after=active[-1] + 1)
             wanted = outputs.features(batch)
             real, pairs = batch.attention_mask.bool(), valid_pairs(batch.attention_mask)
             feature = attention = torch.zeros(())
@@ -91,10 +92,9 @@ class KnowledgeTransfer(BaseModel):
             layer, now = int(group), phase(step)
             return 1.0 if layer == now else PAST_RATE if layer < now else 0.0
 
-        plan = TrainingPlan(self.transfer_epochs, self.batch_size, self.learning_rate, context.seed, rate_rule=rate if progressive else None)
-        title = f"{self.use}: {self.transfer}"
+        plan = TrainingPlan(self.epochs, self.batch_size, self.learning_rate, context.seed, rate_rule=rate if progressive else None)
         groups = layer_groups(student, maps)
-        train(TrainingJob(module, texts, loss, plan, context.work / "transfer", context.progress, title, groups))
+        train(TrainingJob(module, texts, loss, plan, context.work / "transfer", context.progress, f"{title}: {self.order}", groups))
 
 
 def layer_groups(student: Encoder, maps: nn.ModuleList) -> dict[str, list[nn.Parameter]]:

@@ -1,6 +1,6 @@
-"""The losses of distillation, each with its reduction said out loud.
+"""The losses of knowledge transfer, each with its reduction said out loud. Those on outputs are the task's.
 
-Shapes: b texts, C classes, t tokens, s token pairs, H width, A heads.
+Shapes: t tokens, s token pairs, H width, A heads.
 """
 
 from __future__ import annotations
@@ -8,16 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-
-def logit_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher/T) || softmax(student/T)), summed over classes, averaged over texts.
-
-    Hinton et al. 2015, arXiv:1503.02531. Both [b, C].
-    """
-    log_student = functional.log_softmax(student.float() / temperature, dim=-1)
-    log_teacher = functional.log_softmax(teacher.float() / temperature, dim=-1)
-    return temperature**2 * functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
 def feature_map_loss(student: Tensor, teacher: Tensor) -> Tensor:

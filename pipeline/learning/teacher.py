@@ -1,13 +1,13 @@
-"""What a teacher said, computed once per example and kept on disk.
+"""What a teacher said, computed once per input and kept on disk.
 
-A teacher's forward pass is most of a distillation step and gives the same answer every epoch, so it runs once:
-logits, and where layers are asked for also their feature maps and attention, without padding:
+A teacher's forward pass is most of a distillation step and gives the same answer every epoch, so it runs once: its outputs,
+and where layers are asked for also their feature maps and attention, without padding:
 
-    ``logits.npy``     float32 [N, C]
-    ``features.npy``   float16 [T, M, H]     one row per token, M chosen layers
-    ``attention.npy``  float16 [S, M, A]     one row per pair of tokens of a text, averaged to A heads
+    ``output-NAME.npy``  float32 [N, ...] per input; float16 [T, ...] per token, where precision matters less than gigabytes
+    ``features.npy``     float16 [T, M, H]     one row per token, M chosen layers
+    ``attention.npy``    float16 [S, M, A]     one row per pair of tokens of an input, averaged to A heads
 
-T is the number of tokens of those texts, S the sum of their squared lengths.
+T is the number of tokens of those inputs, S the sum of their squared lengths.
 
 What this file does not do: choose the layers or the texts (the methods do).
 """
@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from pipeline.flow.progress import Progress
-from pipeline.learning.training import EVALUATION_BATCH, half_precision
 from pipeline.models.encoder import Encoder
-from pipeline.tasks.batches import Batch, EncodedTexts, in_order
+from pipeline.models.inference import evaluation_batch, half_precision
+from pipeline.tasks.batches import Batch, EncodedTexts, flat_ranges, in_order
+
+PREFIX = "output-"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class TeacherOutputs:
     """Read side of the cache; files are mapped, not loaded."""
 
     def __init__(self, folder: Path, texts: EncodedTexts) -> None:
-        self.logits = torch.from_numpy(np.load(folder / "logits.npy"))
+        self._outputs = {path.stem.removeprefix(PREFIX): np.load(path, mmap_mode="r") for path in sorted(folder.glob(f"{PREFIX}*.npy"))}
+        self._per_token = {name for name, values in self._outputs.items() if values.dtype == np.float16}
         self._lengths = texts.lengths
         self._token_start = texts.offsets
         self._pair_start = np.concatenate([[0], np.cumsum(self._lengths**2)])
@@ -49,17 +52,17 @@ class TeacherOutputs:
         self._features = np.load(folder / "features.npy", mmap_mode="r") if has_features else None
         self._attention = np.load(folder / "attention.npy", mmap_mode="r") if has_features else None
 
+    def outputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Outputs of a batch's inputs, in the layout of :meth:`pipeline.models.encoder.Encoder.outputs`."""
+        tokens = flat_ranges(self._token_start[batch.rows], self._lengths[batch.rows]) if self._per_token else None
+        places = {name: tokens if name in self._per_token else batch.rows for name in self._outputs}
+        return {name: torch.from_numpy(np.asarray(values[places[name]])) for name, values in self._outputs.items()}
+
     def features(self, batch: Batch) -> Features:
         """Feature maps and attention of a batch's texts, in the order of its rows, padding left out."""
-        tokens = _ranges(self._token_start[batch.rows], self._lengths[batch.rows])
-        pairs = _ranges(self._pair_start[batch.rows], self._lengths[batch.rows] ** 2)
+        tokens = flat_ranges(self._token_start[batch.rows], self._lengths[batch.rows])
+        pairs = flat_ranges(self._pair_start[batch.rows], self._lengths[batch.rows] ** 2)
         return Features(torch.from_numpy(self._features[tokens]), torch.from_numpy(self._attention[pairs]))
-
-
-def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """start, start+1, ... of every pair, joined."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
 
 
 def group_heads(probabilities: Tensor, heads: int) -> Tensor:
@@ -84,7 +87,7 @@ def collect(
     """Run the teacher over ``texts`` once, unless ``folder`` already holds the result.
 
     Args:
-        layers: 1-based layers whose feature maps and attention are kept; none for logits alone.
+        layers: 1-based layers whose feature maps and attention are kept; none for outputs alone.
         heads: attention is averaged to so many heads, the student's.
     """
     if not folder.is_dir():
@@ -100,7 +103,7 @@ def _write(teacher: Encoder, texts: EncodedTexts, folder: Path, progress: Progre
     teacher.eval()
     lengths = texts.lengths
     pair_start = np.concatenate([[0], np.cumsum(lengths**2)])
-    logits = np.empty((len(texts), teacher.config.num_labels), dtype=np.float32)
+    outputs: dict[str, np.ndarray] = {}
     features = attention = None
     if layers:
         shape = (len(texts.ids), len(layers), teacher.config.hidden_size)
@@ -108,22 +111,26 @@ def _write(teacher: Encoder, texts: EncodedTexts, folder: Path, progress: Progre
         attention = np.lib.format.open_memmap(folder / "attention.npy", "w+", np.float16, (int(pair_start[-1]), len(layers), heads))
     done = 0
     with progress.training("teacher outputs", len(texts)) as report:
-        for batch in in_order(texts, EVALUATION_BATCH):
+        for batch in in_order(texts, evaluation_batch(texts)):
             with half_precision():
-                out = teacher(
-                    batch.input_ids, batch.attention_mask, output_hidden_states=bool(layers), output_attention_scores=bool(layers)
-                )
-            logits[batch.rows] = out.logits.float().numpy()
+                out = teacher(**batch.inputs, output_hidden_states=bool(layers), output_attention_scores=bool(layers))
+            tokens = flat_ranges(texts.offsets[batch.rows], lengths[batch.rows])
+            for name, value in out.outputs.items():
+                per_token = name in teacher.config.per_token_outputs
+                value = (batch.flat(value) if per_token else value).float().numpy()
+                if name not in outputs:
+                    rows, kind = (len(texts.ids), np.float16) if per_token else (len(texts), np.float32)
+                    outputs[name] = np.lib.format.open_memmap(folder / f"{PREFIX}{name}.npy", "w+", kind, (rows, *value.shape[1:]))
+                outputs[name][tokens if per_token else batch.rows] = value
             if layers:
                 real, both = batch.attention_mask.bool(), valid_pairs(batch.attention_mask)
                 hidden = torch.stack([out.hidden_states[layer][real] for layer in layers], dim=1)
-                features[_ranges(texts.offsets[batch.rows], lengths[batch.rows])] = hidden.to(torch.float16).numpy()
+                features[tokens] = hidden.to(torch.float16).numpy()
                 chosen = [group_heads(torch.softmax(out.attention_scores[i - 1].float(), -1), heads) for i in layers]
                 weights = torch.stack([w.permute(0, 2, 3, 1)[both] for w in chosen], dim=1)
-                attention[_ranges(pair_start[batch.rows], lengths[batch.rows] ** 2)] = weights.to(torch.float16).numpy()
+                attention[flat_ranges(pair_start[batch.rows], lengths[batch.rows] ** 2)] = weights.to(torch.float16).numpy()
             done += len(batch.rows)
             report(done, None)
-    np.save(folder / "logits.npy", logits)
-    for mapped in (features, attention):
+    for mapped in (*outputs.values(), features, attention):
         if mapped is not None:
             mapped.flush()

@@ -26,11 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.flow.progress import Progress
-from pipeline.tasks.batches import Batch, EncodedTexts, in_order, make_batch, shuffled_rows
+from pipeline.models.inference import half_precision
+from pipeline.tasks.batches import Batch, EncodedTexts, batches_per_epoch, make_batch, shuffled_rows
 from runtimes.errors import GateFailed
 
 CHECKPOINT_SECONDS = 20.0
-EVALUATION_BATCH = 256
 
 Loss = Callable[[nn.Module, Batch, int], tuple[Tensor, dict[str, float]]]
 """(module, batch, step) -> the loss, and its parts by name for the record."""
@@ -105,7 +105,7 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
     groups = job.groups or {"all": [p for p in module.parameters() if p.requires_grad]}
     optimizer = torch.optim.AdamW(_decayed(groups, plan.weight_decay), lr=plan.learning_rate, fused=True)
     objective, optimizer = accelerator.prepare(_Objective(module, job.loss), optimizer)
-    per_epoch = math.ceil(len(job.texts) / plan.batch_size)
+    per_epoch = batches_per_epoch(job.texts, plan.batch_size)
     total = max(1, round(plan.epochs * per_epoch))
     warmup = max(1, round(total * plan.warmup_fraction))
     torch.manual_seed(plan.seed)
@@ -116,13 +116,13 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
         while step < total:
             epoch, index = divmod(step, per_epoch)
             for rows in shuffled_rows(job.texts, plan.batch_size, plan.seed, epoch)[index : index + total - step]:
-                own = rows[accelerator.process_index :: accelerator.num_processes]
+                own = rows.reshape(-1, job.texts.group)[accelerator.process_index :: accelerator.num_processes].reshape(-1)
                 share = len(own) * accelerator.num_processes / len(rows)  # so that the mean over processes is that over the texts
                 rate = plan.learning_rate * min((step + 1) / warmup, (total - step) / max(1, total - warmup))
                 for group in optimizer.param_groups:
                     group["lr"] = rate * (plan.rate_rule(step, group["name"]) if plan.rate_rule else 1.0)
                 with half_precision(plan.precision):
-                    loss, parts = objective(make_batch(job.texts, own if len(own) else rows[:1]), step)
+                    loss, parts = objective(make_batch(job.texts, own if len(own) else rows[: job.texts.group]), step)
                 value = loss.item()
                 if not math.isfinite(value):
                     raise GateFailed(
@@ -149,29 +149,6 @@ def train(job: TrainingJob) -> list[dict[str, float]]:
                     saved_at = time.monotonic()
     module.eval()
     return history
-
-
-def half_precision(precision: str = "auto") -> torch.autocast:
-    """Context in which matrices are multiplied in bfloat16: always (``bf16``), never (``fp32``), where it is fast (``auto``)."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))
-
-
-@torch.no_grad()
-def predict_logits(model: nn.Module, texts: EncodedTexts) -> Tensor:
-    """Logits [N, C] in float32, in the order of ``texts``; the model is put into evaluation mode."""
-    model.eval()
-    logits = None
-    for batch in in_order(texts, EVALUATION_BATCH):
-        part = model(batch.input_ids, batch.attention_mask).logits.float()
-        logits = part.new_empty(len(texts), part.shape[1]) if logits is None else logits
-        logits[torch.from_numpy(batch.rows)] = part
-    return logits
-
-
-def accuracy(model: nn.Module, texts: EncodedTexts) -> float:
-    """Share of texts whose highest logit is their label, in per cent."""
-    return 100.0 * (predict_logits(model, texts).argmax(-1) == torch.from_numpy(texts.labels)).float().mean().item()
 
 
 def _decayed(groups: dict[str, list[nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:

@@ -9,15 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
-from pipeline.flow.stage import Context, Subject
-from pipeline.learning.training import accuracy
-from pipeline.models.encoder import Encoder, count_unique_parameters
+from pipeline.models.encoder import Encoder
 from pipeline.models.hub import load_encoder, save_encoder
-from pipeline.tasks.batches import EncodedTexts, encode
-from pipeline.tasks.text_classification import Row
 from runtimes.errors import BadInput
 
 TOKENIZER = "tokenizer.json"
@@ -34,9 +29,9 @@ class Checkpoint:
     tokenizer_config: dict[str, Any]
 
     @classmethod
-    def load(cls, folder: Path, labels: list[str] | None = None) -> Checkpoint:
-        """Read a model folder; ``labels`` as for :func:`~pipeline.models.hub.load_encoder`."""
-        model = load_encoder(folder, labels)
+    def load(cls, folder: Path, heads: list[dict[str, Any]] | None = None, labels: list[str] | None = None) -> Checkpoint:
+        """Read a model folder; ``heads`` and ``labels`` as for :func:`~pipeline.models.hub.load_encoder`."""
+        model = load_encoder(folder, heads, labels)
         text, config = read_tokenizer(folder)
         return cls(model, text, config)
 
@@ -62,19 +57,6 @@ class Checkpoint:
     @property
     def special_ids(self) -> frozenset[int]:
         return frozenset(i for i in map(self.special_id, SPECIAL_ROLES) if i is not None)
-
-    def encode(self, rows: list[Row], label_index: dict[str, int], max_length: int) -> EncodedTexts:
-        labels = np.asarray([label_index[row.label] for row in rows])
-        return encode(self.tokenizer, [row.text for row in rows], labels, max_length, self.model.config.pad_token_id)
-
-    def subject(self, name: str, context: Context) -> Subject:
-        """Ledger row of this model: parameters, bytes in float32, accuracy on validation and test."""
-        unique = count_unique_parameters(self.model)
-        scores = {
-            split: accuracy(self.model, self.encode(context.data.split(split), context.label_index, context.task.max_length))
-            for split in ("validation", "test")
-        }
-        return Subject(name, unique, unique * 4, {split: round(score, 3) for split, score in scores.items()})
 
 
 def read_tokenizer(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from pipeline.tasks.heads import HEAD_TOKENS, head_shape
+
 NORMS = ("layer_norm", "no_norm")
 EMBEDDING_PROJECTIONS = ("none", "word", "trigram", "sum")
 BOTTLENECK_ATTENTION = ("query_key", "all", "none")
@@ -18,7 +20,7 @@ LAYER_PARTS = ("heads", "head_size", "ffn_sizes", "ranks")
 
 
 class EncoderConfig(PretrainedConfig):
-    """Shape of an encoder and of its classification head.
+    """Shape of an encoder and of its heads.
 
     Args:
         vocab_size: rows of the word table.
@@ -41,7 +43,8 @@ class EncoderConfig(PretrainedConfig):
             ``all`` (MobileBERT-tiny) or ``none``.
         norm: ``layer_norm`` or ``no_norm`` (an affine map without statistics).
         activation: name of the FFN activation as transformers spells it.
-        pooler: activation of the dense layer between [CLS] and the classifier, or ``none`` for no such layer.
+        pooler: activation of the dense layer between [CLS] and the heads that ask for it, or ``none`` for no such layer.
+        heads: what reads the last feature map, each as :func:`head_shape` makes it; a classifier of the first token if left out.
         position_offset: first row of the position table in use (RoBERTa: padding index + 1).
         type_vocab_size: rows of the token-type table; 0 for none (DistilBERT).
         family: the transformers ``model_type`` whose shape this is, for saving in that library's form.
@@ -67,6 +70,7 @@ class EncoderConfig(PretrainedConfig):
         layer_norm_eps: float = 1e-12,
         activation: str = "gelu",
         pooler: str = "tanh",
+        heads: list[dict[str, Any]] | None = None,
         max_position_embeddings: int = 512,
         position_offset: int = 0,
         type_vocab_size: int = 2,
@@ -104,6 +108,7 @@ class EncoderConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.family = family
         super().__init__(pad_token_id=pad_token_id, **kwargs)
+        self.heads = [head_shape("classifier", ["logits"], "first", self.num_labels, pooler=True)] if heads is None else heads
         self._check()
 
     def _check(self) -> None:
@@ -118,6 +123,9 @@ class EncoderConfig(PretrainedConfig):
             raise ValueError(
                 f"bottleneck_attention: unknown {self.bottleneck_attention!r}; known are {', '.join(BOTTLENECK_ATTENTION)}"
             )
+        for head in self.heads:
+            if head["tokens"] not in HEAD_TOKENS:
+                raise ValueError(f"heads: tokens is {head['tokens']!r}; known are {', '.join(HEAD_TOKENS)}")
         if self.embedding_projection == "none" and self.embedding_size != self.hidden_size:
             raise ValueError(
                 f"embedding_size {self.embedding_size} differs from hidden_size {self.hidden_size}: "
@@ -150,8 +158,20 @@ class EncoderConfig(PretrainedConfig):
 
     @property
     def hidden_can_shrink(self) -> bool:
-        """Whether single channels of the feature map can be left out: layer norms all along, no bottlenecks, embeddings as wide as the layers."""
-        return self.bottleneck_size is None and self.norm == "layer_norm" and self.embedding_projection in ("none", "word")
+        """Whether single channels of the feature map can be left out: layer norms all along, no bottlenecks, embeddings as wide as the layers,
+        and no head that gives the feature map itself away."""
+        plain = self.bottleneck_size is None and self.norm == "layer_norm" and self.embedding_projection in ("none", "word")
+        return plain and all(head["size"] is not None for head in self.heads)
+
+    @property
+    def reads_first_only(self) -> bool:
+        """Whether all heads read the first token alone."""
+        return all(head["tokens"] == "first" for head in self.heads)
+
+    @property
+    def per_token_outputs(self) -> frozenset[str]:
+        """Names of the outputs that every token has."""
+        return frozenset(name for head in self.heads if head["tokens"] == "all" for name in head["outputs"])
 
     @property
     def num_hidden_layers(self) -> int:

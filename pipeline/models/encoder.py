@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.utils import ModelOutput
 
 from pipeline.models.config import EncoderConfig
 from pipeline.models.linear import Quaternion, make_linear
+from pipeline.tasks.batches import Batch
 
 MASKED_SCORE = -1e4
 """Added to the scores of padding: large enough for a softmax weight of exactly 0, small enough for fp16 and int8."""
@@ -214,22 +214,24 @@ def _with_own_norms(ffns: nn.ModuleList, owners: nn.ModuleList) -> nn.ModuleList
 
 
 @dataclass
-class EncoderOutput(ModelOutput):
+class EncoderOutput:
     """What a forward pass gives.
 
-    ``logits`` [b, C]; ``hidden_states`` L+1 feature maps [b, n, H], the embeddings first; ``attention_scores`` L
-    score tensors [b, A, n, n] before the softmax, padding at about :data:`MASKED_SCORE`. ``loss`` is the
-    cross-entropy against ``labels`` where those were given.
+    ``outputs``: by name, [b, C] per text, [b, n, T] or [b, n] per token, [b, H] pooled. ``hidden_states`` L+1 feature maps [b, n, H], the
+    embeddings first; ``attention_scores`` L score tensors [b, A, n, n] before the softmax, padding at about :data:`MASKED_SCORE`.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
+    outputs: dict[str, Tensor]
     hidden_states: tuple[Tensor, ...] | None = None
     attention_scores: tuple[Tensor, ...] | None = None
 
+    @property
+    def logits(self) -> Tensor | None:
+        return self.outputs.get("logits")
+
 
 class Encoder(PreTrainedModel):
-    """Encoder with a classification head on its first token."""
+    """Encoder with the heads of its task (:attr:`EncoderConfig.heads`)."""
 
     config_class = EncoderConfig
     base_model_prefix = "encoder"
@@ -249,10 +251,12 @@ class Encoder(PreTrainedModel):
             layer.ffns = _with_own_norms(layer.ffns, owners[config.shared_ffn[index]].ffns)
         self.layers = nn.ModuleList(owners.values())
         self.order = [list(owners).index(owner) for owner in config.shared_with]
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler != "none" else None
-        self.pooler_activation = ACT2FN[config.pooler] if config.pooler != "none" else None
+        pooled = config.pooler != "none" and any(head["pooler"] for head in config.heads)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooled else None
+        self.pooler_activation = ACT2FN[config.pooler] if pooled else None
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        sized = {head["name"]: head["size"] for head in config.heads if head["size"] is not None}
+        self.heads = nn.ModuleDict({name: nn.Linear(config.hidden_size, size) for name, size in sized.items()})
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -270,14 +274,13 @@ class Encoder(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attention_scores: bool = False,
         stop_after: int | None = None,
         skip: Sequence[int] = (),
         **_: object,
     ) -> EncoderOutput:
-        """Ids, mask and types [b, n] -> :class:`EncoderOutput`; after ``stop_after`` layers, without logits, if that is given.
+        """Ids, mask and types [b, n] -> :class:`EncoderOutput`; after ``stop_after`` layers, without outputs, if that is given.
 
         Layers in ``skip`` pass their input on as it is, and have no attention scores.
         """
@@ -286,9 +289,10 @@ class Encoder(PreTrainedModel):
         hidden = self.embeddings(input_ids, token_type_ids)
         mask = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * MASKED_SCORE
         hidden_states, attention_scores = [hidden], []
-        # Nobody reads the other tokens of the last feature map when only the logits are asked for.
+        # Nobody reads the other tokens of the last feature map when only outputs of the first one are asked for.
         taken = [position for position in range(len(self.order)) if position not in skip]
-        last = None if output_hidden_states or output_attention_scores or not taken else taken[-1]
+        whole = output_hidden_states or output_attention_scores or not self.config.reads_first_only
+        last = None if whole or not taken else taken[-1]
         for position, index in enumerate(self.order[:stop_after]):
             if position in skip:
                 hidden_states.append(hidden)
@@ -296,20 +300,34 @@ class Encoder(PreTrainedModel):
             hidden, scores = self.layers[index](hidden, mask, first_only=position == last)
             hidden_states.append(hidden)
             attention_scores.append(scores)
-        logits = self.head(hidden) if stop_after is None else None
         return EncoderOutput(
-            loss=None if labels is None else functional.cross_entropy(logits, labels),
-            logits=logits,
+            outputs=self.answers(hidden, attention_mask) if stop_after is None else {},
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attention_scores=tuple(attention_scores) if output_attention_scores else None,
         )
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Last feature map [b, n, H] -> logits [b, C], read from the first token."""
-        first = hidden[:, 0]
-        if self.pooler is not None:
-            first = self.pooler_activation(self.pooler(first))
-        return self.classifier(self.dropout(first))
+    def outputs(self, batch: Batch, **options: object) -> dict[str, Tensor]:
+        """Outputs of a batch by name; those per token flat, [t, ...] over its real tokens."""
+        found = self(**batch.inputs, **options).outputs
+        per_token = self.config.per_token_outputs
+        return {name: batch.flat(value) if name in per_token else value for name, value in found.items()}
+
+    def answers(self, hidden: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Last feature map [b, n, H] -> outputs by name; see :class:`EncoderOutput`."""
+        made: dict[str, Tensor] = {}
+        for head in self.config.heads:
+            read = hidden[:, 0] if head["tokens"] == "first" else hidden
+            if head["tokens"] == "mean":
+                weights = attention_mask[..., None].to(hidden.dtype)
+                read = (hidden * weights).sum(1) / weights.sum(1)
+            if head["pooler"] and self.pooler is not None:
+                read = self.pooler_activation(self.pooler(read))
+            value = self.heads[head["name"]](self.dropout(read)) if head["name"] in self.heads else read
+            if head["normalized"]:
+                value = functional.normalize(value.float(), dim=-1)
+            parts = [value] if len(head["outputs"]) == 1 else value.unbind(-1)
+            made |= dict(zip(head["outputs"], parts, strict=True))
+        return made
 
 
 def count_unique_parameters(model: nn.Module) -> int:

@@ -83,7 +83,10 @@ def _gate_hidden(model: Encoder, gates: Tensor) -> list:
     norms = [model.embeddings.norm]
     norms += [norm for layer in model.layers for norm in (layer.attention_norm, *(ffn.norm for ffn in layer.ffns))]
     if not model.config.hidden_can_shrink:
-        raise BadInput("hidden gates: a BERT-like encoder is needed: layer norms, no bottlenecks, embeddings as wide as the layers")
+        raise BadInput(
+            "hidden gates: a BERT-like encoder is needed: layer norms, no bottlenecks, embeddings as wide as the layers, "
+            "no output that is as wide as the model"
+        )
 
     def norm_of_open_channels(norm: nn.LayerNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].float()
@@ -94,6 +97,6 @@ def _gate_hidden(model: Encoder, gates: Tensor) -> list:
         return open_ * ((x - mean) * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias)
 
     handles = [norm.register_forward_hook(norm_of_open_channels) for norm in norms]
-    if model.pooler is not None:
-        handles.append(model.classifier.register_forward_pre_hook(lambda module, inputs: (inputs[0] * gates,)))
+    pooled = [head["name"] for head in model.config.heads if head["pooler"] and model.pooler is not None]
+    handles += [model.heads[name].register_forward_pre_hook(lambda module, inputs: (inputs[0] * gates,)) for name in pooled]
     return handles

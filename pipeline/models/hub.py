@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder
+from pipeline.tasks.heads import head_shape
 from runtimes.errors import BadInput
 
 WEIGHTS = "model.safetensors"
@@ -38,11 +39,12 @@ _BERT = {
     "encoder.layer.{l}.output.dense": "layers.{l}.ffns.0.down",
     "encoder.layer.{l}.output.LayerNorm": "layers.{l}.ffns.0.norm",
     "pooler.dense": "pooler",
-    "classifier": "classifier",
+    "classifier": "heads.classifier",
+    "qa_outputs": "heads.span",
 }
-_ROBERTA = {k: v for k, v in _BERT.items() if k not in ("pooler.dense", "classifier")} | {
+_ROBERTA = {k: v for k, v in _BERT.items() if k != "pooler.dense"} | {
     "classifier.dense": "pooler",
-    "classifier.out_proj": "classifier",
+    "classifier.out_proj": "heads.classifier",
 }
 _ELECTRA = _ROBERTA | {"embeddings_project": "embeddings.projection"}
 _DISTILBERT = {
@@ -58,7 +60,8 @@ _DISTILBERT = {
     "transformer.layer.{l}.ffn.lin2": "layers.{l}.ffns.0.down",
     "transformer.layer.{l}.output_layer_norm": "layers.{l}.ffns.0.norm",
     "pre_classifier": "pooler",
-    "classifier": "classifier",
+    "classifier": "heads.classifier",
+    "qa_outputs": "heads.span",
 }
 _ALBERT_LAYER = "encoder.albert_layer_groups.{l}.albert_layers.0."
 _ALBERT = {
@@ -76,7 +79,8 @@ _ALBERT = {
     _ALBERT_LAYER + "ffn_output": "layers.{l}.ffns.0.down",
     _ALBERT_LAYER + "full_layer_layer_norm": "layers.{l}.ffns.0.norm",
     "pooler": "pooler",
-    "classifier": "classifier",
+    "classifier": "heads.classifier",
+    "qa_outputs": "heads.span",
 }
 _MOBILEBERT = {k: v for k, v in _BERT.items() if "intermediate" not in k and ".output." not in k[20:]} | {
     "embeddings.embedding_transformation": "embeddings.projection",
@@ -96,6 +100,12 @@ _MOBILEBERT = {k: v for k, v in _BERT.items() if "intermediate" not in k and ".o
     "encoder.layer.{l}.output.bottleneck.dense": "layers.{l}.bottleneck_out",
     "encoder.layer.{l}.output.bottleneck.LayerNorm": "layers.{l}.out_norm",
 }
+HEADS = {
+    "ForSequenceClassification": ("classifier", "first"),
+    "ForTokenClassification": ("classifier", "all"),
+    "ForQuestionAnswering": ("span", "all"),
+}
+"""End of a class name of transformers -> name of the head here, and the tokens that it reads."""
 TENSOR_NAMES = {
     "bert": _BERT,
     "roberta": _ROBERTA,
@@ -123,29 +133,55 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_encoder(folder: Path, labels: list[str] | None = None) -> Encoder:
+def load_encoder(folder: Path, heads: list[dict[str, Any]] | None = None, labels: list[str] | None = None) -> Encoder:
     """Load a model folder of any supported family, in evaluation mode.
 
     Args:
         folder: ``config.json`` with ``model.safetensors``.
-        labels: class names of a new task. The classifier is made afresh unless the checkpoint has the same labels.
+        heads: those of a new task (:attr:`EncoderConfig.heads`). One is made afresh unless the checkpoint has it, with the same classes.
+            None takes the checkpoint's own.
+        labels: class names of the first head.
+
+    Returns:
+        The encoder; its ``dropped_head`` says which head of another task was left out, None if none was; ``fresh_heads`` names the heads
+        that are new and know nothing.
 
     Raises:
         BadInput: no weights, pickled weights only, weights that do not fit, an architecture outside the families.
     """
     raw = read_config(folder)
     weights = _read_weights(folder)
+    own = _own_heads(raw)
+    wanted = (own or None) if heads is None else heads
     names = dict(enumerate(labels)) if labels is not None else {int(k): v for k, v in raw.get("id2label", {}).items()}
-    same_task = labels is None or list(names.values()) == [v for _, v in sorted(_id2label(raw).items())]
+    same_classes = labels is None or list(names.values()) == [v for _, v in sorted(_id2label(raw).items())]
     if raw["model_type"] == EncoderConfig.model_type:
-        raw.pop("id2label", None), raw.pop("label2id", None), raw.pop("num_labels", None)
-        config = EncoderConfig(**raw, **_label_fields(names))
+        for key in ("id2label", "label2id", "num_labels", "heads"):
+            raw.pop(key, None)
+        config = EncoderConfig(**raw, heads=wanted, **_label_fields(names))
     else:
-        config = EncoderConfig(**config_fields(raw), **_label_fields(names))
+        config = EncoderConfig(**config_fields(raw), heads=wanted, **_label_fields(names))
         weights = translate(weights, raw["model_type"], config)
-    if not same_task:
-        weights = {k: v for k, v in weights.items() if not k.startswith("classifier.")}
-    return _assemble(Encoder(config), weights, folder)
+    kept = {head["name"] for head in config.heads if heads is None or (head in own and (same_classes or head["outputs"] != ["logits"]))}
+    dropped = sorted(head["name"] for head in own if head["name"] not in kept and f"heads.{head['name']}.weight" in weights)
+    weights = {k: v for k, v in weights.items() if not k.startswith("heads.") or k.split(".")[1] in kept}
+    model = _assemble(Encoder(config), weights, folder)
+    model.dropped_head = f"{', '.join(dropped)} of {(raw.get('architectures') or ['the checkpoint'])[0]}" if dropped else None
+    model.fresh_heads = sorted(name for name in model.heads if f"heads.{name}.weight" not in weights)
+    return model
+
+
+def _own_heads(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The heads that a checkpoint's config speaks of; none for one of pre-training."""
+    if raw["model_type"] == EncoderConfig.model_type:
+        return raw.get("heads") or []
+    architecture = (raw.get("architectures") or [""])[0]
+    for end, (name, tokens) in HEADS.items():
+        if architecture.endswith(end):
+            size = 2 if name == "span" else len(_id2label(raw)) or raw.get("num_labels", 2)
+            outputs = ["start_logits", "end_logits"] if name == "span" else ["logits"]
+            return [head_shape(name, outputs, tokens, size, pooler=tokens == "first")]
+    return []
 
 
 def save_encoder(model: Encoder, folder: Path) -> None:
@@ -249,7 +285,7 @@ def _assemble(model: Encoder, weights: dict[str, torch.Tensor], folder: Path) ->
     given = {own[name].data_ptr() for name in weights if name in own}
     missing = [
         name for name, tensor in own.items()
-        if name not in weights and tensor.data_ptr() not in given and not name.startswith(("classifier.", "pooler."))
+        if name not in weights and tensor.data_ptr() not in given and not name.startswith(("heads.", "pooler."))
     ]  # fmt: skip
     if missing:
         raise BadInput(f"model {folder}: {len(missing)} tensors are missing from the weights, first {missing[0]}")
@@ -294,12 +330,12 @@ def hub_config(config: EncoderConfig) -> dict[str, Any]:
     first = config.layers[0]
     if config.family == "distilbert":
         return common | {
-            "architectures": ["DistilBertForSequenceClassification"], "dim": config.hidden_size, "n_heads": first["heads"],
+            "architectures": [f"DistilBert{_ending(config)}"], "dim": config.hidden_size, "n_heads": first["heads"],
             "n_layers": len(config.layers), "hidden_dim": first["ffn_sizes"][0], "activation": config.activation,
         }  # fmt: skip
     names = {"bert": "Bert", "roberta": "Roberta", "electra": "Electra", "albert": "Albert", "mobilebert": "MobileBert"}
     fields = common | {
-        "architectures": [f"{names[config.family]}ForSequenceClassification"], "hidden_size": config.hidden_size,
+        "architectures": [f"{names[config.family]}{_ending(config)}"], "hidden_size": config.hidden_size,
         "num_attention_heads": first["heads"], "num_hidden_layers": len(config.layers),
         "intermediate_size": first["ffn_sizes"][0], "hidden_act": config.activation,
         "type_vocab_size": max(1, config.type_vocab_size), "embedding_size": config.embedding_size,
@@ -312,6 +348,12 @@ def hub_config(config: EncoderConfig) -> dict[str, Any]:
             "num_feedforward_networks": len(first["ffn_sizes"]), "classifier_activation": config.pooler != "none",
         }  # fmt: skip
     return fields
+
+
+def _ending(config: EncoderConfig) -> str:
+    """How the class of transformers for the first head is called behind the family's name."""
+    first = config.heads[0]
+    return next((end for end, head in HEADS.items() if head == (first["name"], first["tokens"])), "Model")
 
 
 def save_for_transformers(model: Encoder, folder: Path) -> None:
@@ -341,8 +383,11 @@ def save_for_transformers(model: Encoder, folder: Path) -> None:
         told = "; ".join(f"{name} is {meant[name]!r}, would be read as {read[name]!r}" for name in lost)
         raise BadInput(f"model {folder}: transformers' {config.family} cannot express this encoder: {told}; save_encoder can")
     state, renamed = model.state_dict(), {}
-    for theirs, ours in TENSOR_NAMES[config.family].items():
-        prefix = "" if theirs.startswith(("classifier", "pre_classifier")) else f"{config.family}."
+    table = dict(TENSOR_NAMES[config.family])
+    if "classifier.out_proj" in table and config.heads[0]["tokens"] == "first":
+        del table["classifier"]  # the name of a head that reads all tokens
+    for theirs, ours in table.items():
+        prefix = "" if theirs.startswith(("classifier", "pre_classifier", "qa_outputs")) else f"{config.family}."
         for index in range(own_layers if "{l}" in theirs else 1):
             last = len(config.layers[index]["ffn_sizes"]) - 1
             for ffn in range(last if "{f}" in theirs else 1):

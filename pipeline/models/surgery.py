@@ -6,7 +6,7 @@ in every runtime. Where a cut ends, :func:`require_same` holds the smaller model
 Indices are per layer position. Layers that share weights must be cut alike: a layer that is used whole in several positions
 has its tensors under one name, which is cut once; a matrix that layers share has a name in each, all of which are cut.
 
-What this file does not do: choose what goes (the methods do), or train.
+What this file does not do: choose what goes (the methods do), or train. Its checks get texts handed in.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline.learning.training import predict_logits
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder, count_unique_parameters
+from pipeline.models.inference import predict
 from pipeline.models.linear import LowRank
-from pipeline.tasks.batches import EncodedTexts
+from pipeline.tasks.batches import EncodedTexts, with_neighbours
 from runtimes.errors import BadInput, GateFailed
 
 TOLERANCE = 1e-4
-"""Largest |difference| of a logit between a masked model and the model cut to match."""
+"""Largest |difference| of an output between a masked model and the model cut to match."""
 Weights = dict[str, Tensor]
 
 
@@ -111,7 +111,10 @@ def keep_hidden(model: Encoder, kept: Sequence[int]) -> Encoder:
     """
     config = model.config
     if not config.hidden_can_shrink:
-        raise BadInput("the hidden width can be cut in BERT-like encoders only: layer norms, no bottleneck, embeddings of the same width")
+        raise BadInput(
+            "the hidden width can be cut in BERT-like encoders only: layer norms, no bottleneck, embeddings of the same width, "
+            "and no output that is as wide as the model"
+        )
     _refuse_quaternions(model, "hidden width")
     _check_indices(kept, config.hidden_size, "hidden channels")
     if not kept:
@@ -136,7 +139,8 @@ def keep_hidden(model: Encoder, kept: Sequence[int]) -> Encoder:
     if model.pooler is not None:
         _columns(weights, "pooler", kept)
         _rows(weights, "pooler", kept)
-    _columns(weights, "classifier", kept)
+    for name in model.heads:
+        _columns(weights, f"heads.{name}", kept)
     size = {"hidden_size": len(kept)} | ({"embedding_size": len(kept)} if config.embedding_projection == "none" else {})
     return _rebuilt(model, weights, **size)
 
@@ -216,8 +220,8 @@ def encoder_parameters(model: Encoder) -> int:
     return count_unique_parameters(model.layers)
 
 
-def require_same(expected: Tensor, model: Encoder, texts: EncodedTexts, what: str) -> float:
-    """Hold the logits of a cut model against those [N, C] that the masked one gave for the same texts.
+def require_same(expected: Mapping[str, Tensor], model: Encoder, texts: EncodedTexts, what: str) -> float:
+    """Hold the outputs of a cut model against those that the masked one gave for the same texts, as :func:`predict` gives them.
 
     Returns:
         The largest |difference|.
@@ -225,16 +229,19 @@ def require_same(expected: Tensor, model: Encoder, texts: EncodedTexts, what: st
     Raises:
         GateFailed: they differ by more than ``TOLERANCE``; nothing goes on from there.
     """
-    worst = float((predict_logits(model, texts) - expected).abs().max())
+    found = predict(model, texts)
+    worst = max(float((found[name] - value).abs().max()) for name, value in expected.items())
     if not worst < TOLERANCE:
         raise GateFailed(f"{what}: the cut model differs from the masked one by {worst:.3g} on real texts, {TOLERANCE:g} is allowed")
     return worst
 
 
 def probe_texts(texts: EncodedTexts, count: int = 128) -> EncodedTexts:
-    """Some of ``texts``, of every length."""
-    by_length = np.argsort(texts.lengths, kind="stable")
-    return texts.take(by_length[np.linspace(0, len(texts) - 1, min(count, len(texts))).astype(int)])
+    """Some of ``texts``, of every length, groups whole."""
+    lengths = texts.lengths.reshape(-1, texts.group).max(axis=1)
+    by_length = np.argsort(lengths, kind="stable")
+    chosen = by_length[np.linspace(0, len(lengths) - 1, min(count, len(lengths))).astype(int)]
+    return texts.take(with_neighbours(chosen, texts.group))
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from device_bench.comparison import Comparison, Verdict, compare_files
 from pipeline.reports.drawing import NARROW, WIDE, axis, clip, fixed, lines, render, short
-from pipeline.reports.run_report import UNBOUNDED, conditions
+from pipeline.reports.run_report import conditions
+from pipeline.reports.run_table import UNBOUNDED
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,14 +13,14 @@ from device_bench.measurement import Candidate, measure
 from device_bench.targets import all_threads
 from pipeline.flow.ledger import teacher
 from pipeline.flow.stage import Context, Stage
-from pipeline.stages.tune import GOLDEN_TEXTS, agent_tolerance, all_logits, tuned_files, tuned_session
+from pipeline.stages.file_evaluation import encode_for_files, encodings, file_outputs
+from pipeline.stages.tune import GOLDEN_INPUTS, agent_tolerance, tuned_files, tuned_session
 from runtimes.errors import BadInput
 from runtimes.session import SessionOptions
-from runtimes.text import TextEncoder
 
 
 class Bench(Stage):
-    """Latency per real text and at fixed lengths, load time, first inference, memory."""
+    """Latency per real input and at fixed lengths, load time, first inference, memory."""
 
     use: ClassVar[str] = "bench"
     version: ClassVar[int] = 2
@@ -33,7 +33,7 @@ class Bench(Stage):
     on: list[str] = ["local"]
     """Where to measure, as on the command line: ``local``, ``ssh:USER@HOST``, ``adb:SERIAL``, ``@lab.toml``."""
     texts: int = Field(1000, ge=1)
-    """Test texts to run, drawn with the recipe's seed."""
+    """Inputs of test rows to run, drawn with the recipe's seed."""
     rounds: int = Field(3, ge=1)
     """Every file is measured so many times, in turns, so that drift of the machine meets all of them."""
     min_seconds: float = Field(1.0, gt=0)
@@ -58,25 +58,24 @@ class Bench(Stage):
                 )  # fmt: skip
 
     def _files(self, context: Context) -> list[tuple[str, Path, str, Path, bool]]:
-        """(name in the ledger, file, name in the bundle, tokenizer, whether it is the baseline)."""
+        """(name in the ledger, file, name in the bundle, folder with its tokenizer, whether it is the baseline)."""
         reference = teacher(context.history)
         base = context.folder("baseline_file")
-        found = [(reference["name"], base / "model.onnx", "", base / "tokenizer" / "tokenizer.json", True)]
+        found = [(reference["name"], base / "model.onnx", "", base, True)]
         for record in context.history:
             for subject in record["subjects"]:
                 if subject["file"] is not None:
                     folder = context.folder("exported" if subject["precision"] == "fp32" else "quantized")
-                    found.append((subject["name"], folder / subject["file"], subject["file"], folder / "tokenizer" / "tokenizer.json", False))
+                    found.append((subject["name"], folder / subject["file"], subject["file"], folder, False))
         return found
 
     def _candidate(
-        self, context: Context, name: str, path: Path, file: str, tokenizer: Path, baseline: bool, session: SessionOptions
+        self, context: Context, name: str, path: Path, file: str, folder: Path, baseline: bool, session: SessionOptions
     ) -> Candidate:
-        rows = context.data.test
-        drawn = np.random.default_rng(context.seed).permutation(len(rows))[: self.texts]
-        id_lists = TextEncoder(tokenizer, context.task.max_length).encode_batch([rows[i].text for i in drawn])
-        logits = all_logits(path, session, id_lists[:GOLDEN_TEXTS])
+        texts = encode_for_files(context, folder, "test")
+        inputs = encodings(texts, np.random.default_rng(context.seed).permutation(len(texts))[: self.texts])
+        golden = file_outputs(path, inputs[:GOLDEN_INPUTS], session)
         return Candidate(
-            name=name, path=path, format=path.suffix.removeprefix("."), file=file, baseline=baseline, id_lists=id_lists,
-            golden_logits=logits, tolerance=agent_tolerance(logits), session=session,
+            name=name, path=path, format=path.suffix.removeprefix("."), file=file, baseline=baseline, inputs=inputs,
+            golden=golden, tolerance=agent_tolerance(golden), session=session,
         )  # fmt: skip

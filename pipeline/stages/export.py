@@ -14,11 +14,12 @@ from pydantic import Field, field_validator
 
 from pipeline.flow.cache import digest, library_versions
 from pipeline.flow.stage import Context, Stage, Subject
+from pipeline.learning.evaluation import REPORTED
 from pipeline.models.checkpoint import Checkpoint, copy_tokenizer
 from pipeline.models.encoder import count_unique_parameters
-from runtimes.backends import load_model
-from runtimes.errors import GateFailed
-from runtimes.text import TextEncoder
+from pipeline.stages.file_evaluation import encodings, evaluate_file
+from pipeline.tasks.base import Task
+from runtimes.errors import BadInput, GateFailed
 
 PARITY_TEXTS = 128
 DESCRIPTION = "export.json"
@@ -36,11 +37,11 @@ class Export(Stage):
     """Files to write."""
     buckets: list[int] | None = None
     """Lengths in tokens that the TFLite file has signatures for; the task's max_length is added if it is longer. Left out, they are
-    chosen from the lengths of the training texts."""
+    chosen from the lengths of the training inputs."""
     max_buckets: int = Field(4, ge=1, le=16)
     """Most signatures that are chosen."""
     output: Literal["logits", "probabilities"] = "logits"
-    """What the files give; ``probabilities`` puts the softmax into them, for clients that expect scores."""
+    """What the files of a classifier give; ``probabilities`` puts the softmax (or sigmoid) into them, for clients that expect scores."""
 
     @field_validator("buckets")
     @classmethod
@@ -49,11 +50,15 @@ class Export(Stage):
             raise ValueError("lengths of at least 2 tokens are needed")
         return None if buckets is None else sorted(set(buckets))
 
+    def check_task(self, task: Task) -> None:
+        if self.output == "probabilities" and task.kind not in ("text-classification", "intent-and-slots", "token-classification"):
+            raise BadInput(f"export.output: {task.kind} has no probabilities; leave output out")
+
     def run(self, context: Context) -> None:
         from exporters.onnx_writer import write_onnx
         from exporters.tflite_writer import write_tflite
 
-        checkpoint = Checkpoint.load(context.folder("model"))
+        checkpoint = context.load("model")
         folder = context.output / "exported"
         copy_tokenizer(context.folder("model"), folder / "tokenizer")
         model = folded(checkpoint, context, self.output)
@@ -67,25 +72,25 @@ class Export(Stage):
                 write_onnx(model, path)
             else:
                 write_tflite(model, path, buckets)
-            prove(context, title, checkpoint, path, model, buckets)
-            scores, notes = file_accuracy(context, path, folder / "tokenizer" / "tokenizer.json")
+            prove(context, title, checkpoint, path, model, buckets, activation_of(context, self.output))
+            metrics = evaluate_file(context, path, folder)
             unique = count_unique_parameters(checkpoint.model)
-            context.subjects.append(Subject(title, unique, path.stat().st_size, scores, name, "fp32", notes))
+            context.subjects.append(Subject(title, unique, path.stat().st_size, metrics, name, "fp32", cut_inputs(context, checkpoint)))
         shutil.copytree(self._baseline_file(context), context.output / "baseline_file")
 
     def _baseline_file(self, context: Context) -> Path:
         """Folder with the baseline as optimum writes it; made once for all models that are compressed from it."""
         from exporters.converters import convert_onnx
 
-        key = digest(["baseline file", context.inputs["baseline"].sha256, context.task.max_length, library_versions()])
+        key = digest(["baseline file", context.inputs["baseline"].sha256, context.task.max_length, context.task.segments, library_versions()])
         with context.cache.lock(key):
             folder = context.cache.shared(key)
             if not folder.is_dir():
                 partial = folder.with_name(folder.name + ".partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 copy_tokenizer(context.folder("baseline"), partial / "tokenizer")
-                baseline = Checkpoint.load(context.folder("baseline"))
-                convert_onnx(baseline.model, partial / "model.onnx")
+                baseline = context.load("baseline")
+                convert_onnx(baseline.model, partial / "model.onnx", context.task.segments)
                 prove(context, "baseline", baseline, partial / "model.onnx")
                 os.replace(partial, folder)
         return folder
@@ -96,70 +101,57 @@ class Export(Stage):
         longest = context.task.max_length
         if self.buckets is not None:
             return [b for b in self.buckets if b < longest] + [longest]
-        lengths = checkpoint.encode(context.data.train, context.label_index, longest).lengths
+        lengths = context.encode(checkpoint, "train").lengths
         buckets = choose_buckets(lengths, model.multiply_adds, self.max_buckets, longest)
         padded = np.asarray(buckets)[np.searchsorted(buckets, lengths)]
         listed = ", ".join(map(str, buckets))
-        context.note(f"TFLite buckets of {listed} tokens: training texts have {lengths.mean():.1f} and run padded to {padded.mean():.1f}")
+        context.note(f"TFLite buckets of {listed} tokens: training inputs have {lengths.mean():.1f} and run padded to {padded.mean():.1f}")
         return buckets
 
 
 def folded(checkpoint: Checkpoint, context: Context, output: str) -> Any:
-    """The model as it is exported; a text classifier's texts are one segment each."""
+    """The model as it is exported."""
     from exporters.folding import fold
 
-    return fold(checkpoint.model, context.task.max_length, segments=1, probabilities=output == "probabilities")
+    return fold(checkpoint.model, context.task.max_length, context.task.segments, activation_of(context, output))
 
 
-def prove(context: Context, name: str, checkpoint: Checkpoint, path: Path, model: Any = None, buckets: Sequence[int] = ()) -> None:
-    """Hold a file against its torch model on real texts of every length; note the worst difference.
+def activation_of(context: Context, output: str) -> str | None:
+    """What a file does to the logits: nothing, or what makes probabilities of them."""
+    return context.task.options(context.data)["decode"] if output == "probabilities" else None
+
+
+def cut_inputs(context: Context, checkpoint: Checkpoint) -> list[str]:
+    """A sentence on how many rows were cut to the task's longest input; none where none was."""
+    longest, count = context.task.max_length, 0
+    for split in REPORTED:
+        count += int((context.encode(checkpoint, split).lengths >= longest).sum())
+    return [f"{count} validation and test inputs fill all {longest} tokens; what is longer was cut"] if count else []
+
+
+def prove(
+    context: Context, name: str, checkpoint: Checkpoint, path: Path, model: Any = None, buckets: Sequence[int] = (), activation: str | None = None
+) -> None:
+    """Hold a file against its torch model on real inputs of every length; note the worst difference.
 
     Raises:
         GateFailed: with the first tensor that is wrong; the file is kept beside the stage's checkpoints.
     """
     from exporters.parity import check_parity, first_wrong_fold, first_wrong_tensor, torch_results
 
-    texts = checkpoint.encode(context.data.validation, context.label_index, context.task.max_length)
+    texts = context.encode(checkpoint, "validation")
     by_length = np.argsort(texts.lengths, kind="stable")
     chosen = by_length[np.linspace(0, len(texts) - 1, min(PARITY_TEXTS, len(texts))).astype(int)]
-    id_lists = [texts.text(row).tolist() for row in chosen]
+    inputs = encodings(texts, chosen)
     try:
-        expected = torch_results(checkpoint.model, id_lists, model is not None and model.probabilities)
-        parity = check_parity(expected, path, id_lists)
+        expected = torch_results(checkpoint.model, inputs, activation)
+        parity = check_parity(expected, path, inputs)
     except GateFailed as error:
         aside = context.work / "rejected" / path.name
         aside.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, aside)
         wrong = None
         if model is not None:
-            longest = id_lists[-1]
-            wrong = first_wrong_tensor(model, aside, longest, buckets) or first_wrong_fold(checkpoint.model, model, longest)
+            wrong = first_wrong_tensor(model, aside, inputs[-1], buckets) or first_wrong_fold(checkpoint.model, model, inputs[-1])
         raise GateFailed(f"{error}. First wrong tensor: {wrong or 'none of the matrices'}; the file is kept at {aside}") from error
-    context.note(f"{name}: {parity.texts} texts within {parity.worst:.2g} of torch ({parity.limit:.2g} allowed)")
-
-
-def file_accuracy(context: Context, path: Path, tokenizer_file: Path) -> tuple[dict[str, float], list[str]]:
-    """Accuracy of a model file in its own runtime, text by text: (per cent by split, notes on cut texts)."""
-    encoder = TextEncoder(tokenizer_file, context.task.max_length)
-    scores = {}
-    for split in ("validation", "test"):
-        rows = context.data.split(split)
-        labels = [context.label_index[row.label] for row in rows]
-        scores[split] = score_file(path, encoder.encode_batch([row.text for row in rows]), labels)
-    cut = [f"{encoder.truncated} validation and test texts are longer than {context.task.max_length} tokens and were cut"]
-    return scores, cut if encoder.truncated else []
-
-
-def score_file(path: Path, id_lists: Sequence[list[int]], labels: Sequence[int]) -> float:
-    """Per cent of the texts that a model file decides rightly in its own runtime."""
-    return round(per_cent_right(file_results(path, id_lists).argmax(axis=1), labels), 3)
-
-
-def file_results(path: Path, id_lists: Sequence[list[int]]) -> np.ndarray:
-    """What a model file gives for each text, run alone, [N, C]."""
-    model = load_model(path)
-    return np.stack([model.logits(ids) for ids in id_lists])
-
-
-def per_cent_right(answers: Sequence[int] | np.ndarray, labels: Sequence[int]) -> float:
-    return 100.0 * float(np.mean(np.asarray(answers) == np.asarray(labels)))
+    context.note(f"{name}: {parity.texts} inputs within {parity.worst:.2g} of torch ({parity.limit:.2g} allowed)")

@@ -1,6 +1,6 @@
 """Fine-tune a pretrained encoder on the task. Its result is the teacher, and what everything is compared with.
 
-Source: Devlin et al. 2018, arXiv:1810.04805 §4.1 (a classifier on the first token, all weights trained).
+Source: Devlin et al. 2018, arXiv:1810.04805 §4.1 (a new head, all weights trained).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.flow.stage import Context, Stage
+from pipeline.learning.evaluation import subject
 from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
@@ -20,7 +21,7 @@ from runtimes.errors import BadInput
 
 
 class Finetune(Stage):
-    """Train all weights of the pretrained encoder, and a new classifier, on the labelled texts."""
+    """Train all weights of the pretrained encoder, and the heads of the task, on the labelled rows."""
 
     use: ClassVar[str] = "finetune"
     needs: ClassVar[tuple[str, ...]] = ("source",)
@@ -30,12 +31,13 @@ class Finetune(Stage):
     effect: ClassVar[str] = "Makes the teacher; size and speed are those of the pretrained model."
 
     epochs: float = Field(5.0, gt=0)
-    """Passes over the training texts."""
+    """Passes over the training rows."""
     batch_size: int = Field(64, ge=1)
-    """Texts per step."""
+    """Inputs per step."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of AdamW. 2e-4 suits small models (MiniLM); 2e-5 to 5e-5 suits BERT-base."""
     weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of the matrices; biases and norms do not decay."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the rate rises."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -43,21 +45,39 @@ class Finetune(Stage):
 
     def run(self, context: Context) -> None:
         torch.manual_seed(context.seed)
-        checkpoint = Checkpoint.load(context.folder("source"), context.data.labels)
-        positions = checkpoint.model.config.max_position_embeddings - checkpoint.model.config.position_offset
-        if context.task.max_length > positions:
-            raise BadInput(f"task.max_length: {context.task.max_length}, but the model has {positions} positions")
-        texts = checkpoint.encode(context.data.train, context.label_index, context.task.max_length)
+        checkpoint = load_source(context)
         plan = TrainingPlan(
             self.epochs, self.batch_size, self.learning_rate, context.seed, self.warmup_fraction, self.weight_decay,
             precision=self.precision,
         )  # fmt: skip
-        train(TrainingJob(checkpoint.model, texts, label_loss, plan, context.work / "checkpoint", context.progress, self.use))
-        checkpoint.save(context.output / "model", context.task.max_length)
-        context.aliases |= {"teacher": "model", "baseline": "model"}
-        context.subjects.append(checkpoint.subject("teacher", context))
+
+        def loss(model: Encoder, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+            return context.task.loss(model.outputs(batch), batch), {}
+
+        texts = context.task.trainable(context.encode(checkpoint, "train"))
+        train(TrainingJob(checkpoint.model, texts, loss, plan, context.work / "checkpoint", context.progress, self.use))
+        leave_as_teacher(context, checkpoint)
 
 
-def label_loss(model: Encoder, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy against the labels, averaged over texts."""
-    return model(batch.input_ids, batch.attention_mask, labels=batch.labels).loss, {}
+def load_source(context: Context) -> Checkpoint:
+    """The source model with the heads of the task.
+
+    Raises:
+        BadInput: it has fewer positions than the task's inputs.
+    """
+    labels = context.data.labels.get("logits")
+    checkpoint = Checkpoint.load(context.folder("source"), context.task.heads(context.data), labels)
+    config = checkpoint.model.config
+    positions = config.max_position_embeddings - config.position_offset
+    if context.task.max_length > positions:
+        raise BadInput(f"task.max_length: {context.task.max_length}, but the model has {positions} positions")
+    if checkpoint.model.dropped_head is not None:
+        context.note(f"the source's head is that of another task and is left out: {checkpoint.model.dropped_head}")
+    return checkpoint
+
+
+def leave_as_teacher(context: Context, checkpoint: Checkpoint) -> None:
+    """Write the model that everything is compared with."""
+    checkpoint.save(context.output / "model", context.task.max_length)
+    context.aliases |= {"teacher": "model", "baseline": "model"}
+    context.subjects.append(subject(context, checkpoint, "teacher"))

@@ -16,9 +16,8 @@ from device_bench.measurement import Candidate, measure
 from device_bench.targets import LocalTarget
 from exporters.golden import golden_tolerance
 from pipeline.flow.stage import Context
-from pipeline.stages.export import file_results
+from pipeline.stages.file_evaluation import encode_for_files, encodings, file_outputs
 from runtimes.errors import BadInput, GateFailed, IntegrityError
-from runtimes.text import TextEncoder
 
 VERSION = "tflite-runtime 2.14"
 GOLDEN_TEXTS = 128
@@ -39,18 +38,19 @@ def old_python() -> Path:
     return python
 
 
-def check_on_old_runtime(context: Context, path: Path, tokenizer_file: Path) -> None:
-    """Compare the file's results there with those of today's runtime here, on validation texts.
+def check_on_old_runtime(context: Context, path: Path, folder: Path) -> None:
+    """Compare the file's results there with those of today's runtime here, on validation inputs; ``folder`` has the tokenizer.
 
     Raises:
         BadInput: no old runtime.
         GateFailed: it gives other results there.
     """
-    encoder = TextEncoder(tokenizer_file, context.task.max_length)
-    id_lists = encoder.encode_batch([row.text for row in context.data.validation[:GOLDEN_TEXTS]])
-    expected = file_results(path, id_lists)
-    tolerance = golden_tolerance(path.name, float(np.abs(expected).max()))
-    candidate = Candidate(path.name, path, "tflite", "", id_lists, expected, tolerance)
+    texts = encode_for_files(context, folder, "validation")
+    inputs = encodings(texts, range(min(GOLDEN_TEXTS, len(texts))))
+    expected = file_outputs(path, inputs)
+    largest = max(float(np.abs(value).max()) for outputs in expected for value in outputs.values())
+    tolerance = golden_tolerance(path.name, largest)
+    candidate = Candidate(path.name, path, "tflite", "", inputs, expected, tolerance)
     target = LocalTarget("old runtime", python=str(old_python()))
     try:
         answer = measure([candidate], target, [1], [], rounds=1, min_seconds=0.01, say=context.progress.say, memory=False)[0]
@@ -58,4 +58,4 @@ def check_on_old_runtime(context: Context, path: Path, tokenizer_file: Path) -> 
         raise GateFailed(f"{path.name}: {VERSION} does not compute it: {error}") from error
     if VERSION not in answer["runtime"]:
         raise BadInput(f"quantize.old_runtimes: {old_python()} runs {answer['runtime']}, {VERSION} is needed")
-    context.note(f"{path.name}: {len(id_lists)} texts right on {answer['runtime']} (tolerance {tolerance:.2g})")
+    context.note(f"{path.name}: {len(inputs)} inputs right on {answer['runtime']} (tolerance {tolerance:.2g})")

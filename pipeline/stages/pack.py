@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
+from runtimes.decode import decoder
+from tokenizers import Tokenizer
 
 from pipeline.flow.cache import digest, library_versions
-from pipeline.flow.recipe import lock_text
+from pipeline.flow.ledger import GATE_SPLIT
 from pipeline.flow.stage import Context, Stage
 from pipeline.models.config import EncoderConfig
 from pipeline.models.hub import hub_config
+from pipeline.stages.file_evaluation import encode_for_files, encodings, file_outputs, joined
 from pipeline.stages.quantize import QUANTIZATION
 from pipeline.stages.tune import tuned_files, tuned_session
+from pipeline.tasks.base import Task
+
+MOST_EXAMPLES = 200
+GENERATED = 25
 
 
 class Pack(Stage):
     """Make the bundle."""
 
     use: ClassVar[str] = "pack"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[tuple[str, ...]] = ("model", "exported")
     uses: ClassVar[tuple[str, ...]] = ("quantized", "tuned")
     gives: ClassVar[tuple[str, ...]] = ("bundle",)
@@ -29,7 +39,11 @@ class Pack(Stage):
     effect: ClassVar[str] = "One folder with everything an app needs."
 
     precisions: list[Literal["fp32", "int8", "int4"]] = Field(["fp32", "int8", "int4"], min_length=1)
-    """Which files to ship."""
+    """Precisions of the files that ship."""
+
+    examples: Literal["validation", "generated"] = "validation"
+    """What golden cases are made of: rows of validation, which then ship with the bundle, or random words of the vocabulary, for data that may
+    not be passed on."""
 
     def run(self, context: Context) -> None:
         from exporters.bundle import BundleParts, ModelFile, write_bundle
@@ -41,25 +55,62 @@ class Pack(Stage):
                     continue
                 role = "exported" if subject["precision"] == "fp32" else "quantized"
                 path = context.folder(role) / subject["file"]
-                metrics = tuned.get(subject["file"], {}).get("metrics") or subject["accuracy"]
+                metrics = tuned.get(subject["file"], {}).get("metrics") or subject["metrics"]
                 session = tuned_session(tuned, subject["file"])
                 how = quantized.get(subject["file"])
                 models.append(ModelFile(subject["file"], path, subject["precision"], subject["unique_params"], metrics, session, how))
-        tokenizer_folder = context.folder("exported") / "tokenizer"
+        folder = context.folder("exported")
         config = EncoderConfig(**json.loads((context.folder("model") / "config.json").read_text(encoding="utf-8")))
-        lock = lock_text(context.recipe)
-        folder = context.output / "bundle"
-        folder.mkdir()
-        write_bundle(folder, BundleParts(
-            name=context.recipe.name, version=version("pocketbert"), task=context.task.kind, models=models,
-            labels=context.data.labels, tokenizer_folder=tokenizer_folder,
-            tokenizer_info=tokenizer_info(tokenizer_folder, config.pad_token_id), max_length=context.task.max_length,
-            hub_config=hub_config(config), recipe_lock=lock, texts=[row.text for row in context.data.validation],
+        task = self._settled(context, models)
+        options = task.options(context.data)
+        (context.output / "bundle").mkdir()
+        write_bundle(context.output / "bundle", BundleParts(
+            name=context.name, version=version("pocketbert"), task=options, models=models, labels=context.data.labels,
+            decoder=decoder(task.kind)(options, context.data.labels), tokenizer_folder=folder / "tokenizer",
+            tokenizer_info=tokenizer_info(folder / "tokenizer", config.pad_token_id), max_length=task.max_length,
+            hub_config=hub_config(config) | task.hub_fields(context.data), recipe_lock=context.lock, examples=self._examples(context, folder),
             provenance={
-                "model": context.recipe.model.source, "data_sha256": context.data.fingerprint,
-                "recipe_sha256": digest(lock), "libraries": library_versions(),
+                "model": context.source_name, "data_sha256": context.data.fingerprint,
+                "recipe_sha256": digest(context.lock), "libraries": library_versions(),
             },
         ))  # fmt: skip
+
+    def _settled(self, context: Context, models: list[Any]) -> Task:
+        """The task with what is chosen on validation rows, by the outputs of the file that a client runs first."""
+        from exporters.bundle import in_order_of_preference
+
+        first = in_order_of_preference(models)[0]
+        folder = context.folder("exported")
+        texts = encode_for_files(context, folder, GATE_SPLIT)
+        task = context.task
+        if task.settled_by_outputs:
+            outputs = joined(file_outputs(first.path, encodings(texts), first.session))
+            task = task.settled(outputs, texts, context.data.split(GATE_SPLIT), context.data)
+            context.note(task.describe_settled())
+        return task
+
+    def _examples(self, context: Context, folder: Path) -> list[dict[str, str]]:
+        """What golden cases are made of, as a person would give it."""
+        rows = context.data.split(GATE_SPLIT)
+        if self.examples == "validation":
+            return [context.task.example(row) for row in rows[:MOST_EXAMPLES]]
+        return generated_examples(folder / "tokenizer" / "tokenizer.json", context.task.columns, context.seed)
+
+
+def generated_examples(tokenizer_file: Path, columns: Sequence[str], seed: int) -> list[dict[str, str]]:
+    """Random whole words of the vocabulary, a few to many in each column."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    words = sorted(word for word in map(_whole_word, tokenizer.get_vocab()) if word)
+    generator = np.random.default_rng(seed)
+    lengths = [3, 6, 12, 24, 48] * (GENERATED // 5)
+    return [{column: " ".join(generator.choice(words, size)) for column in columns} for size in lengths]
+
+
+def _whole_word(token: str) -> str | None:
+    """The letters of a token that begins a word; None for pieces, signs and special tokens."""
+    for mark in ("\u0120", "\u2581"):  # how byte-level and unigram vocabularies mark the beginning of a word
+        token = token.removeprefix(mark)
+    return token if token.isalpha() and len(token) > 1 else None
 
 
 def _quantized_files(context: Context) -> dict[str, Any]:

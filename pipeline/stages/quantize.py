@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from pipeline.flow.ledger import GATE_SPLIT
 from pipeline.flow.stage import Context, Stage, Subject
-from pipeline.models.checkpoint import Checkpoint
-from pipeline.stages.export import DESCRIPTION, file_accuracy, file_results, folded, score_file
+from pipeline.stages.export import DESCRIPTION, folded
+from pipeline.stages.file_evaluation import encode_for_files, encodings, evaluate_file, file_outputs, file_score, make_decoder
+from pipeline.tasks.base import better
 from runtimes.errors import BadInput
-from runtimes.text import TextEncoder
+from runtimes.text import Encoding
 
 DEFAULTS = {"int8-dynamic": "int8", "int8-static": "int8-static", "int4": "int4"}
 FILES = {
@@ -47,12 +49,13 @@ class Quantize(Stage):
     matrices in 4 bits and computes in 8."""
     rules: list[tuple[str, Literal["float32", "int8", "int8-static", "int4"]]] = []
     """Exceptions as [pattern, precision], the first match decides: a regular expression on names like layers.0.ffns.1.up."""
-    accuracy_drop: float = Field(0.5, ge=0)
-    """Points of validation accuracy that a file may lose against its float32 form; beyond it the worst tensors stay in float32."""
+    metric_drop: float = Field(0.5, ge=0)
+    """Points of the task's primary metric on validation rows that a file may lose against its float32 form; beyond it the worst tensors
+    stay in float32."""
     calibration_texts: int = Field(256, ge=1)
-    """Training texts that are run to find ranges (``int8-static``, ``smooth``)."""
+    """Training inputs that are run to find ranges (``int8-static``, ``smooth``)."""
     coverage: float = Field(1.0, ge=0.5, le=1)
-    """Share of the calibration texts whose extremes a range must hold; less than 1 ignores outliers."""
+    """Share of the calibration inputs whose extremes a range must hold; less than 1 ignores outliers."""
     smooth: float | None = Field(None, ge=0, le=1)
     """SmoothQuant's strength: moves uneven activations into weights wherever that costs no operator."""
     old_runtimes: bool = False
@@ -78,14 +81,14 @@ class Quantize(Stage):
             self._check_old_runtimes(source)
         shutil.copytree(source / "tokenizer", target / "tokenizer")
         described = json.loads((source / DESCRIPTION).read_text(encoding="utf-8"))
-        model = folded(Checkpoint.load(context.folder("model")), context, described["output"])
+        model = folded(context.load("model"), context, described["output"])
         plan = QuantPlan(DEFAULTS[self.scheme], tuple((pattern, precision) for pattern, precision in self.rules))
         for warning in plan.unmatched(tensor_names(model)):
             context.note(f"warning: {warning}")
         if self.smooth is not None:
-            model = smooth(model, calibrate(model, self._calibration_texts(context, target)).channels, self.smooth)
+            model = smooth(model, calibrate(model, self._calibration_inputs(context, target)).channels, self.smooth)
         if "int8-static" in (plan.default, *(precision for _, precision in plan.rules)):
-            ranges = calibrate(model, self._calibration_texts(context, target), self.coverage).ranges
+            ranges = calibrate(model, self._calibration_inputs(context, target), self.coverage).ranges
             plan = QuantPlan(plan.default, plan.rules, ranges)
         made: dict[str, Any] = {}
         for name, title in FILES["int4" if self.scheme == "int4" else "int8"]:
@@ -96,7 +99,7 @@ class Quantize(Stage):
 
             name, title = OLD_RUNTIME_FILE
             made[name] = self._quantize(context, model, plan.for_old_runtimes(), described["buckets"], target, name, title)
-            check_on_old_runtime(context, target / name, target / "tokenizer" / "tokenizer.json")
+            check_on_old_runtime(context, target / name, target)
         (target / QUANTIZATION).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
     def _check_old_runtimes(self, source: Path) -> None:
@@ -107,10 +110,9 @@ class Quantize(Stage):
         if not (source / FLOAT_FILES[".tflite"]).is_file():
             raise BadInput("quantize.old_runtimes: the export wrote no TFLite file; add tflite to export.formats")
 
-    def _calibration_texts(self, context: Context, target: Path) -> list[list[int]]:
-        rows = context.data.train
-        drawn = np.random.default_rng(context.seed).permutation(len(rows))[: self.calibration_texts]
-        return _encoder(context, target).encode_batch([rows[i].text for i in drawn])
+    def _calibration_inputs(self, context: Context, target: Path) -> list[Encoding]:
+        texts = encode_for_files(context, target, "train")
+        return encodings(texts, np.random.default_rng(context.seed).permutation(len(texts))[: self.calibration_texts])
 
     def _quantize(self, context: Context, model: Any, plan: Any, buckets: list[int], target: Path, name: str, title: str) -> dict[str, Any]:
         """One file within its allowed drop, measured on the file; what was decided for the manifest."""
@@ -119,10 +121,8 @@ class Quantize(Stage):
         from exporters.sensitivity import quantize_within
         from exporters.tflite_writer import write_tflite
 
-        rows = context.data.validation
-        id_lists = _encoder(context, target).encode_batch([row.text for row in rows])
-        labels = [context.label_index[row.label] for row in rows]
-        probes = [id_lists[i] for i in np.linspace(0, len(rows) - 1, min(PROBE_TEXTS, len(rows))).astype(int)]
+        texts = encode_for_files(context, target, GATE_SPLIT)
+        probes = encodings(texts, np.linspace(0, len(texts) - 1, min(PROBE_TEXTS, len(texts))).astype(int))
 
         def write(chosen: Any, path: Path) -> None:
             if path.suffix == ".onnx":
@@ -130,24 +130,27 @@ class Quantize(Stage):
             else:
                 write_tflite(model, path, buckets, chosen, old_runtimes=name == OLD_RUNTIME_FILE[0])
 
-        floor = self._float_score(context, name) - self.accuracy_drop
+        floor = self._float_score(context, name) - self.metric_drop
         outcome = quantize_within(
-            write, target / name, plan, tensor_bytes(model), lambda path: file_results(path, probes),
-            lambda path: score_file(path, id_lists, labels), floor, context.note,
+            write, target / name, plan, tensor_bytes(model), lambda path: file_outputs(path, probes), make_decoder(context).decisions,
+            lambda path: file_score(context, path, texts, GATE_SPLIT), floor, context.note,
         )  # fmt: skip
         if outcome.kept:
             kept = ", ".join(damage.name for damage in outcome.kept)
-            context.note(f"{title}: kept in float32: {kept}; {outcome.first_score:.2f} % became {outcome.score:.2f} %")
+            metric = context.task.primary
+            before, after = (f"{abs(score):.2f} {metric.unit}" for score in (outcome.first_score, outcome.score))
+            context.note(f"{title}: kept in float32: {kept}; {metric.title} {before} became {after}")
         self._report(context, target, name, title)
         return self._describe(outcome, floor)
 
     def _float_score(self, context: Context, name: str) -> float:
-        """Validation accuracy of the float32 file of the same format."""
-        float_file = FLOAT_FILES[Path(name).suffix]
-        return next(s["accuracy"]["validation"] for record in context.history for s in record["subjects"] if s["file"] == float_file)
+        """The float32 file's primary metric on validation rows, so that more is better."""
+        metric, float_file = context.task.primary, FLOAT_FILES[Path(name).suffix]
+        found = next(s["metrics"] for record in context.history for s in record["subjects"] if s["file"] == float_file)
+        return better(metric, found[GATE_SPLIT][metric.name])
 
     def _describe(self, outcome: Any, floor: float) -> dict[str, Any]:
-        """For the manifest: the plan, which tensors were kept in float32, and why (validation accuracy in per cent)."""
+        """For the manifest: the plan, which tensors were kept in float32, and why (primary metric on validation rows)."""
         kept = [asdict(damage) for damage in outcome.kept]
         scheme = next(name for name, precision in DEFAULTS.items() if precision == outcome.plan.default)
         return {
@@ -157,10 +160,6 @@ class Quantize(Stage):
 
     def _report(self, context: Context, target: Path, name: str, title: str) -> None:
         unique = next(s["unique_params"] for record in context.history for s in record["subjects"] if s["file"])
-        scores, notes = file_accuracy(context, target / name, target / "tokenizer" / "tokenizer.json")
         precision = "int4" if title.endswith("int4") else "int8"
-        context.subjects.append(Subject(title, unique, (target / name).stat().st_size, scores, name, precision, notes))
-
-
-def _encoder(context: Context, target: Path) -> TextEncoder:
-    return TextEncoder(target / "tokenizer" / "tokenizer.json", context.task.max_length)
+        metrics = evaluate_file(context, target / name, target)
+        context.subjects.append(Subject(title, unique, (target / name).stat().st_size, metrics, name, precision))

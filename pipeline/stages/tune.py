@@ -1,12 +1,12 @@
 """Choose by measurement how a runtime is to run each file: graph optimization, memory, packed weights, threads.
 
-Each file is measured under a handful of option sets, each in fresh processes and in turns, on real validation texts. The runtime's
+Each file is measured under a handful of option sets, each in fresh processes and in turns, on real validation inputs. The runtime's
 defaults stay unless another set is faster by clearly more than the noise: by ``margin``, by twice the difference of the defaults
 measured against themselves, and in every round. More threads must pay for the cores that they take from the rest of the device.
 
-Options may change logits (those of an int8 file depend on how the graph was fused). A set whose logits leave the tolerance of the
-golden cases is refused before it is timed. If a set that changes logits is chosen, the accuracy of the file is taken again under it,
-on all validation and test texts: the bundle states that one, and the default stays after all if validation lost.
+Options may change outputs (those of an int8 file depend on how the graph was fused). A set whose outputs leave the tolerance of the
+golden cases is refused before it is timed. If a set that changes outputs is chosen, the metrics of the file are taken again under it,
+on all validation and test rows: the bundle states those, and the default stays after all if validation lost.
 
 What it does not do: combine option sets; tune for another machine than this one; look at memory (``bench`` reports it).
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,20 +26,25 @@ from pydantic import Field
 
 from device_bench.measurement import Candidate, measure
 from device_bench.targets import LocalTarget, Target, all_threads
+from pipeline.flow.ledger import GATE_SPLIT
 from pipeline.flow.stage import Context, Stage
-from pipeline.stages.export import per_cent_right
+from pipeline.stages.file_evaluation import FileOutputs, encode_for_files, encodings, evaluate_file, file_outputs, make_decoder
+from pipeline.tasks.base import better
 from runtimes.backends import load_model
 from runtimes.errors import IntegrityError
 from runtimes.session import SessionOptions
-from runtimes.text import TextEncoder
+from runtimes.text import Encoding
 
-GOLDEN_TEXTS = 16
-LOGIT_TOLERANCE = 1e-2
-"""The agent runs on this machine with these runtimes, so its logits are those found here up to threading."""
-CHECK_TEXTS, CHECK_SECONDS = 500, 1.0
-"""Texts, and seconds, that the comparison of logits may take for one option set; never fewer texts than golden ones."""
+Decide = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""Outputs of one input -> what they decide, as whole numbers."""
+
+GOLDEN_INPUTS = 16
+OUTPUT_TOLERANCE = 1e-2
+"""The agent runs on this machine with these runtimes, so its outputs are those found here up to threading."""
+CHECK_INPUTS, CHECK_SECONDS = 500, 1.0
+"""Inputs, and seconds, that the comparison of outputs may take for one option set; never fewer inputs than golden ones."""
 ROUND_SECONDS = 0.3
-"""Seconds that one pass over the timed texts may take; of a slow file fewer texts are timed."""
+"""Seconds that one pass over the timed inputs may take; of a slow file fewer are timed."""
 FILE = "session.json"
 
 
@@ -53,7 +58,7 @@ class Tune(Stage):
     effect: ClassVar[str] = "Faster where this machine runs a file better with other options than the runtime's own."
 
     texts: int = Field(200, ge=1)
-    """Validation texts to time, drawn with the recipe's seed; fewer where a file is slow."""
+    """Validation inputs to time, drawn with the recipe's seed; fewer where a file is slow."""
     rounds: int = Field(3, ge=2)
     """Every option set is measured so many times, in turns."""
     min_seconds: float = Field(0.2, gt=0)
@@ -71,26 +76,17 @@ class Tune(Stage):
             for pattern in ("onnx/*.onnx", "tflite/*.tflite")
             for path in sorted(context.folder(role).glob(pattern))
         }
-        rows = context.data.validation
-        drawn = np.random.default_rng(context.seed).permutation(len(rows))[: max(self.texts, CHECK_TEXTS)]
-        encoder = TextEncoder(context.folder("exported") / "tokenizer" / "tokenizer.json", context.task.max_length)
-        id_lists = encoder.encode_batch([rows[i].text for i in drawn])
+        texts = encode_for_files(context, context.folder("exported"), GATE_SPLIT)
+        drawn = np.random.default_rng(context.seed).permutation(len(texts))[: max(self.texts, CHECK_INPUTS)]
+        inputs, decide = encodings(texts, drawn), make_decoder(context).decisions
         found = {}
         for file, path in files.items():
             context.progress.say(f"  {file}: measuring option sets of its runtime")
-            trials = self.measure_file(file, path, id_lists, all_threads(), LocalTarget())
+            trials = self.measure_file(file, path, inputs, decide, all_threads(), LocalTarget())
             chosen, why = choose(trials, self.margin, self.thread_speedup)
             metrics = None
             if chosen.worst_difference:
-                before, metrics = (accuracy(context, path, encoder, trial.session) for trial in (trials[0], chosen))
-                if metrics["validation"] < before["validation"]:
-                    why = (
-                        f"the default stays: {chosen.name!r} is faster ({chosen.p50_ms:.3f} ms, {trials[0].p50_ms:.3f} by default) but "
-                        f"takes validation accuracy from {before['validation']:g} to {metrics['validation']:g} %"
-                    )
-                    chosen, metrics = trials[0], None
-                elif metrics != before:
-                    why += f"; accuracy under it: validation {metrics['validation']:g} %, test {metrics['test']:g} %"
+                chosen, why, metrics = self._held_to_metric(context, path, trials[0], chosen, why)
             context.note(f"{file}: {why}")
             for trial in trials:
                 if trial.refused:
@@ -105,20 +101,36 @@ class Tune(Stage):
         content = {"settings": self.model_dump(mode="json"), "cores": all_threads(), "files": found}
         (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def measure_file(self, file: str, path: Path, id_lists: Sequence[Sequence[int]], cores: int, target: Target) -> list[Trial]:
+    def _held_to_metric(
+        self, context: Context, path: Path, default: Trial, chosen: Trial, why: str
+    ) -> tuple[Trial, str, dict[str, dict[str, float]] | None]:
+        """The trial to keep now that its metrics are known, the sentence on it, and the metrics where they are not those of the default."""
+        metric = context.task.primary
+        before, after = (evaluate_file(context, path, context.folder("exported"), trial.session) for trial in (default, chosen))
+        old, new = (found[GATE_SPLIT][metric.name] for found in (before, after))
+        if better(metric, new) < better(metric, old):
+            told = f"{chosen.name!r} is faster ({chosen.p50_ms:.3f} ms, {default.p50_ms:.3f} by default)"
+            return default, f"the default stays: {told} but takes {metric.title} on validation from {old:g} to {new:g} {metric.unit}", None
+        if after != before:
+            why += f"; {metric.title} on validation under it: {new:g} {metric.unit}, {old:g} by default"
+        return chosen, why, after
+
+    def measure_file(
+        self, file: str, path: Path, inputs: Sequence[Encoding], decide: Decide, cores: int, target: Target
+    ) -> list[Trial]:
         """Every option set for one file, proven and timed; the default first, and once more as second, to know the noise."""
         trials = option_sets(path.suffix.removeprefix("."), cores)
-        seconds = seconds_per_text(path, id_lists[:GOLDEN_TEXTS])
-        checked = id_lists[: max(GOLDEN_TEXTS, min(CHECK_TEXTS, int(CHECK_SECONDS / seconds)))]
-        timed = id_lists[: max(GOLDEN_TEXTS, min(self.texts, int(ROUND_SECONDS / seconds)))]
-        expected = all_logits(path, trials[0].session, checked)
+        seconds = seconds_per_input(path, inputs[:GOLDEN_INPUTS])
+        checked = inputs[: max(GOLDEN_INPUTS, min(CHECK_INPUTS, int(CHECK_SECONDS / seconds)))]
+        timed = inputs[: max(GOLDEN_INPUTS, min(self.texts, int(ROUND_SECONDS / seconds)))]
+        expected = file_outputs(path, checked, trials[0].session)
         candidates = []
         for trial in trials:
-            logits = check_logits(file, path, checked, expected, trial)
-            if logits is not None:
+            outputs = check_outputs(file, path, checked, expected, trial, decide)
+            if outputs is not None:
                 candidates.append(Candidate(
-                    name=trial.name, path=path, format=path.suffix.removeprefix("."), file=file, id_lists=timed,
-                    golden_logits=logits[:GOLDEN_TEXTS], tolerance=agent_tolerance(logits), session=trial.session,
+                    name=trial.name, path=path, format=path.suffix.removeprefix("."), file=file, inputs=timed,
+                    golden=outputs[:GOLDEN_INPUTS], tolerance=agent_tolerance(outputs), session=trial.session,
                     threads=[trial.session.threads],
                 ))  # fmt: skip
         measured = measure(
@@ -136,8 +148,8 @@ class Trial:
 
     Attributes:
         refused: why it was not timed; None if it was.
-        worst_difference: largest |difference| of a logit from the default's; None if it was refused before any logit.
-        changed_answers: texts whose most likely class is another than by default.
+        worst_difference: largest |difference| of an output from the default's; None if it was refused before any output.
+        changed_answers: inputs of which something is decided otherwise than by default.
         measurement: as in :func:`device_bench.measurement.measure`.
     """
 
@@ -185,18 +197,20 @@ def option_sets(file_format: str, cores: int) -> list[Trial]:
     return [Trial(name, session) for name, session in sets.items()]
 
 
-def seconds_per_text(path: Path, id_lists: Sequence[Sequence[int]]) -> float:
-    """Roughly, by default, to say how many texts there is time for."""
+def seconds_per_input(path: Path, inputs: Sequence[Encoding]) -> float:
+    """Roughly, by default, to say how many inputs there is time for."""
     model = load_model(path)
-    model.logits(list(id_lists[0]))  # the first inference makes what later ones find ready
+    model.run(inputs[0].ids, inputs[0].types)  # the first inference makes what later ones find ready
     started = time.perf_counter()
-    for ids in id_lists:
-        model.logits(list(ids))
-    return (time.perf_counter() - started) / len(id_lists)
+    for one in inputs:
+        model.run(one.ids, one.types)
+    return (time.perf_counter() - started) / len(inputs)
 
 
-def check_logits(file: str, path: Path, id_lists: Sequence[Sequence[int]], expected: np.ndarray, trial: Trial) -> np.ndarray | None:
-    """Logits under the trial's options, with the difference from the default's noted; None if the trial is refused.
+def check_outputs(
+    file: str, path: Path, inputs: Sequence[Encoding], expected: FileOutputs, trial: Trial, decide: Decide
+) -> FileOutputs | None:
+    """Outputs under the trial's options, with the difference from the default's noted; None if the trial is refused.
 
     Raises:
         IntegrityError: the file does not even run under the default options.
@@ -204,20 +218,20 @@ def check_logits(file: str, path: Path, id_lists: Sequence[Sequence[int]], expec
     from exporters.golden import golden_tolerance
 
     try:
-        logits = all_logits(path, trial.session, id_lists)
+        outputs = file_outputs(path, inputs, trial.session)
     except IntegrityError as error:
         if trial.session == SessionOptions():
             raise
         trial.refused = str(error)
         return None
-    differences = np.abs(logits - expected).max(axis=1)
-    trial.worst_difference = float(differences.max())
-    trial.changed_answers = int((logits.argmax(axis=1) != expected.argmax(axis=1)).sum())
-    allowed = golden_tolerance(file, float(np.abs(expected).max()))
+    pairs = list(zip(outputs, expected, strict=True))
+    trial.worst_difference = max(float(np.abs(got[name] - value).max()) for got, wanted in pairs for name, value in wanted.items())
+    trial.changed_answers = sum(bool((decide(got) != decide(wanted)).any()) for got, wanted in pairs)
+    allowed = golden_tolerance(file, largest(expected))
     if not trial.worst_difference <= allowed:
-        trial.refused = f"a logit differs from the default's by {trial.worst_difference:.3g}, at most {allowed:.3g} is allowed"
+        trial.refused = f"an output differs from the default's by {trial.worst_difference:.3g}, at most {allowed:.3g} is allowed"
         return None
-    return logits
+    return outputs
 
 
 def choose(trials: Sequence[Trial], margin: float, thread_speedup: float) -> tuple[Trial, str]:
@@ -256,25 +270,14 @@ def choose(trials: Sequence[Trial], margin: float, thread_speedup: float) -> tup
     return default, f"the default stays: {reference_ms:.3f} ms at p50; {others} ({asked})"
 
 
-def accuracy(context: Context, path: Path, encoder: TextEncoder, session: SessionOptions) -> dict[str, float]:
-    """Per cent right by split, of the file run with these options."""
-    scores = {}
-    for split in ("validation", "test"):
-        rows = context.data.split(split)
-        answers = all_logits(path, session, encoder.encode_batch([row.text for row in rows])).argmax(axis=1)
-        scores[split] = round(per_cent_right(answers.tolist(), [context.label_index[row.label] for row in rows]), 3)
-    return scores
+def agent_tolerance(outputs: FileOutputs) -> float:
+    """What an output that the agent finds may differ by from ``outputs``, which were found here."""
+    return OUTPUT_TOLERANCE * max(1.0, largest(outputs))
 
 
-def all_logits(path: Path, session: SessionOptions, id_lists: Sequence[Sequence[int]]) -> np.ndarray:
-    """Logits [N, C] of a file, text by text."""
-    model = load_model(path, session=session)
-    return np.stack([model.logits(list(ids)) for ids in id_lists])
-
-
-def agent_tolerance(logits: np.ndarray) -> float:
-    """What a logit that the agent finds may differ by from ``logits``, which were found here."""
-    return LOGIT_TOLERANCE * max(1.0, float(np.abs(logits).max()))
+def largest(outputs: FileOutputs) -> float:
+    """The largest |value|."""
+    return max(float(np.abs(value).max()) for one in outputs for value in one.values())
 
 
 def tuned_files(context: Context) -> dict[str, dict[str, Any]]:

@@ -1,41 +1,101 @@
-"""What a model is compressed for: reading labelled data, making batches of it, and the metric."""
+"""What a model is compressed for: the tasks by name, and where their data lies.
+
+One file a task, each with the class that :mod:`pipeline.tasks.base` describes.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtimes.errors import BadInput
 
 if TYPE_CHECKING:
-    from pipeline.flow.recipe import TaskSection
-    from pipeline.tasks.text_classification import ClassificationData
+    from pipeline.tasks.base import Data, Task
 
+ENTRY_POINTS = "pocketbert.tasks"
+DEFAULT_KIND = "text-classification"
+BUILT_IN = {
+    "text-classification": "pipeline.tasks.text_classification:TextClassification",
+    "text-regression": "pipeline.tasks.text_regression:TextRegression",
+    "token-classification": "pipeline.tasks.token_classification:TokenClassification",
+    "intent-and-slots": "pipeline.tasks.intent_and_slots:IntentAndSlots",
+    "question-answering": "pipeline.tasks.question_answering:QuestionAnswering",
+    "sentence-embedding": "pipeline.tasks.sentence_embedding:SentenceEmbedding",
+}
 BUILT_IN_DATA = "builtin:commands"
 DATA_FOLDERS = (".", "data", "../shared/data")
 """Where a relative name of a data folder is looked up, after the recipe's own folder and ``POCKETBERT_DATA``."""
 
 
-def load_data(task: TaskSection, recipe_folder: Path | None) -> ClassificationData:
+def task_names() -> list[str]:
+    return [*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS))]
+
+
+def task_class(kind: str) -> type[Task]:
+    """The class registered under ``kind``; KeyError if there is none."""
+    if kind in BUILT_IN:
+        module, _, attribute = BUILT_IN[kind].partition(":")
+        return getattr(import_module(module), attribute)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == kind:
+            return point.load()
+    raise KeyError(kind)
+
+
+def load_data(task: Task, recipe_folder: Path | None) -> Data:
     """The data that ``task.data`` names: a folder, or the built-in commands.
 
     Raises:
         BadInput: no such folder, or a fault in its files.
     """
-    from pipeline.tasks.commands import make_commands
-    from pipeline.tasks.text_classification import read_folder
-
     if task.data.startswith("builtin:"):
         if task.data != BUILT_IN_DATA:
             raise BadInput(f"task.data: unknown {task.data!r}; the only built-in data is {BUILT_IN_DATA!r}")
-        return make_commands()
+        from pipeline.tasks.commands import command_rows
+
+        if task.kind != DEFAULT_KIND:
+            raise BadInput(f"task.data: {BUILT_IN_DATA} holds data for {DEFAULT_KIND}, not for {task.kind}")
+        return task.make(command_rows(), BUILT_IN_DATA)
     tried = list(search(task.data, recipe_folder))
     for folder in tried:
         if folder.is_dir():
-            return read_folder(folder, task.text_column, task.label_column, task.limit_per_label)
+            return with_unlabeled(task, with_fewer_rows(task, task.read(folder)), folder)
     raise BadInput(f"task.data: no folder {task.data!r}; looked for {', '.join(map(str, tried))}. --data names another")
+
+
+def with_fewer_rows(task: Task, data: Data) -> Data:
+    """``data`` with at most ``task.evaluation_rows`` rows of validation and of test, in their order."""
+    if task.evaluation_rows is None:
+        return data
+    kept = {}
+    for split in ("validation", "test"):
+        rows = data.split(split)
+        drawn = sorted(random.Random(split).sample(range(len(rows)), min(task.evaluation_rows, len(rows))))
+        kept[split] = [rows[i] for i in drawn]
+    told = f"{task.evaluation_rows} rows at most of validation and of test are used, drawn by a fixed seed"
+    return replace(data, **kept, notes=(*data.notes, told))
+
+
+def with_unlabeled(task: Task, data: Data, folder: Path) -> Data:
+    """``data`` with the rows of ``task.unlabeled``, which count in its fingerprint."""
+    if task.unlabeled is None:
+        return data
+    from pipeline.tasks.files import add_unlabeled
+
+    for name in [task.unlabeled] if isinstance(task.unlabeled, str) else task.unlabeled:
+        tried = [folder / name, *search(name, folder.parent)]
+        path = next((path for path in tried if path.is_file()), None)
+        if path is None:
+            raise BadInput(f"task.unlabeled: no file {name!r}; looked for {', '.join(map(str, tried))}")
+        data = add_unlabeled(task, data, path)
+    return data
 
 
 def search(name: str, recipe_folder: Path | None) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 
-from pipeline.tasks.text_classification import SPLITS, ClassificationData, Row, make_data
+from pipeline.tasks.base import SPLITS, Row
 
 ROWS_PER_INTENT = {"train": 90, "validation": 17, "test": 28}
 TRAIN_TEMPLATES = 7
@@ -258,8 +258,8 @@ NOT_A_REQUEST = frozenset(_values(
 ))  # fmt: skip
 
 
-def make_commands(seed: int = 0) -> ClassificationData:
-    """Make the data set; the same seed gives the same rows on every machine, as many of each intent in each split."""
+def command_rows(seed: int = 0) -> dict[str, list[Row]]:
+    """The rows of each split; the same seed gives the same rows on every machine, as many of each intent in each split."""
     rng = random.Random(seed)
     seen: set[str] = set()
     rows: dict[str, list[Row]] = {}
@@ -267,9 +267,9 @@ def make_commands(seed: int = 0) -> ClassificationData:
         rows[split] = []
         for intent, templates in INTENTS.items():
             texts = distinct_texts(split_templates(templates)[split], ROWS_PER_INTENT[split], seen, rng)
-            rows[split].extend(Row(text, intent) for text in texts)
+            rows[split].extend({"text": text, "label": intent} for text in texts)
         rng.shuffle(rows[split])
-    return make_data(rows, "builtin:commands")
+    return rows
 
 
 def split_templates(templates: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -26,19 +26,24 @@ FILES = {
 }  # fmt: skip
 
 
+def find_task():
+    from pipeline.tasks.text_classification import TextClassification
+
+    return TextClassification(data="clinc150", max_length=MAX_LENGTH)
+
+
 def find_data():
-    """The texts of some of CLINC150's intents.
+    """The rows of some of CLINC150's intents.
 
     Raises:
         BadInput: they are not on this machine.
     """
-    from pipeline.flow.recipe import TaskSection
     from pipeline.tasks import load_data
 
-    data = load_data(TaskSection(data="clinc150", max_length=MAX_LENGTH), None)
-    labels = data.labels[:: len(data.labels) // INTENTS][:INTENTS]
-    splits = {name: [row for row in data.split(name) if row.label in labels] for name in ("train", "validation", "test")}
-    return replace(data, **splits, labels=labels)
+    data = load_data(find_task(), None)
+    labels = data.labels["logits"][:: len(data.labels["logits"]) // INTENTS][:INTENTS]
+    splits = {name: [row for row in data.split(name) if row["label"] in labels] for name in ("train", "validation", "test")}
+    return replace(data, **splits, labels={"logits": labels})
 
 
 def build_bundle(say) -> Path:
@@ -68,11 +73,12 @@ def _write(folder: Path) -> None:
     from pipeline.models.hub import hub_config
     from pipeline.models.source import find_source
     from pipeline.stages.pack import tokenizer_info
+    from runtimes.decode import decoder
 
-    data = find_data()
-    checkpoint = Checkpoint.load(find_source(SOURCE), data.labels)
-    checkpoint = prune(checkpoint, kept_pieces(checkpoint, [row.text for row in data.train], 1, PIECES))
-    fit_classifier(checkpoint, data)
+    task, data = find_task(), find_data()
+    checkpoint = Checkpoint.load(find_source(SOURCE), task.heads(data), data.labels["logits"])
+    checkpoint = prune(checkpoint, kept_pieces(checkpoint, [row["text"] for row in data.train], 1, PIECES))
+    fit_classifier(checkpoint, task, data)
     work = folder / "work"
     checkpoint.save(work / "model", MAX_LENGTH)
     copy_tokenizer(work / "model", work / "tokenizer")
@@ -88,34 +94,37 @@ def _write(folder: Path) -> None:
             write_tflite(folded, path, BUCKETS, plan)
         models.append(ModelFile(name, path, precision, count_unique_parameters(checkpoint.model), {}))
     (folder / "bundle").mkdir()
+    options = task.options(data)
     write_bundle(folder / "bundle", BundleParts(
-        name="boards", version=version("pocketbert"), task="text-classification", models=models, labels=data.labels,
-        tokenizer_folder=work / "tokenizer", tokenizer_info=tokenizer_info(work / "tokenizer", checkpoint.model.config.pad_token_id),
-        max_length=MAX_LENGTH, hub_config=hub_config(checkpoint.model.config), recipe_lock="", texts=[row.text for row in data.validation],
-        provenance={},
+        name="boards", version=version("pocketbert"), task=options, models=models, labels=data.labels,
+        decoder=decoder(task.kind)(options, data.labels), tokenizer_folder=work / "tokenizer",
+        tokenizer_info=tokenizer_info(work / "tokenizer", checkpoint.model.config.pad_token_id), max_length=MAX_LENGTH,
+        hub_config=hub_config(checkpoint.model.config) | task.hub_fields(data), recipe_lock="",
+        examples=[task.example(row) for row in data.validation], provenance={},
     ))  # fmt: skip
 
 
-def fit_classifier(checkpoint, data) -> None:
+def fit_classifier(checkpoint, task, data) -> None:
     """Least squares with a ridge, from what the classifier reads to 1 for the right class and 0 for the others."""
     import torch
 
     from pipeline.tasks.batches import in_order
 
     model, read = checkpoint.model, []
-    handle = model.classifier.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].double()))
-    texts = checkpoint.encode(data.train, {label: number for number, label in enumerate(data.labels)}, MAX_LENGTH)
+    classifier = model.heads["classifier"]
+    handle = classifier.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].double()))
+    texts = task.encode(checkpoint.tokenizer, data.train, data, model.config.pad_token_id)
     labels = []
     with torch.no_grad():
         for batch in in_order(texts, 64):
-            model(batch.input_ids, batch.attention_mask)
-            labels.append(batch.labels)
+            model.outputs(batch)
+            labels.append(batch.targets["labels"])
     handle.remove()
-    x, y = torch.cat(read), torch.nn.functional.one_hot(torch.cat(labels).long(), len(data.labels)).double()
+    x, y = torch.cat(read), torch.nn.functional.one_hot(torch.cat(labels).long(), len(data.labels["logits"])).double()
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
     x, y = x - x_mean, y - y_mean
     ridge = RIDGE * x.square().sum(dim=0).mean() * torch.eye(x.shape[1], dtype=x.dtype)
     weight = torch.linalg.solve(x.T @ x + ridge, x.T @ y)
     size = np.sqrt(10.0) / (x @ weight).std()  # logits of the usual size
-    model.classifier.weight.data = (weight * size).T.float().contiguous()
-    model.classifier.bias.data = ((y_mean - x_mean @ weight) * size).float()
+    classifier.weight.data = (weight * size).T.float().contiguous()
+    classifier.bias.data = ((y_mean - x_mean @ weight) * size).float()

@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, checker, helper, numpy_helper, save
 
+from device_bench.agent.agent import read_inputs, write_inputs
 from device_bench.runner_build import build_runner, runner_arguments, runtime_library
 from device_bench.targets import parse_answer
 from device_bench.targets.qemu import QemuTarget
-from device_bench.texts import write_texts
 from runtimes.bundle import Bundle, ModelEntry, open_bundle
 from runtimes.errors import BadInput, IntegrityError
-from runtimes.text import TextEncoder
+from runtimes.text import Encoding, TextEncoder
 from tests.boards.clinc150 import find_data
+from tests.device_bench.conftest import pairs
 
 CPUS = ("cortex-a72", "cortex-a76", "max")
 TEXTS, FEW = 100, 10
@@ -44,12 +45,13 @@ def bundle(clinc150_bundle) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def texts(bundle) -> tuple[list[list[int]], np.ndarray]:
-    """(ids, numbers of the right labels) of real test texts, taken evenly from all intents."""
+def texts(bundle) -> tuple[list[Encoding], np.ndarray]:
+    """(inputs, numbers of the right labels) of real test texts, taken evenly from all intents."""
     rows = find_data().test
     rows = rows[:: len(rows) // TEXTS][:TEXTS]
     encoder = TextEncoder(bundle.tokenizer_file, bundle.max_length)
-    return encoder.encode_batch([row.text for row in rows]), np.array([bundle.labels.index(row.label) for row in rows])
+    labels = list(bundle.labels["logits"])
+    return encoder.encode_batch([row["text"] for row in rows]), np.array([labels.index(row["label"]) for row in rows])
 
 
 class Here:
@@ -72,21 +74,25 @@ def outputs(aarch64, texts, tmp_path_factory):
         key = (path, cpu, count, json.dumps(session))
         if key not in known:
             folder = tmp_path_factory.mktemp("outputs")
-            job = make_job("outputs", path, texts[0][:count], folder, output=str(folder / "logits"), session=session)
-            answer = (Here() if cpu is None else QemuTarget(cpu)).run(job)
-            known[key] = np.fromfile(folder / "logits", "<f4").reshape(answer["shape"])
+            job = make_job("outputs", path, texts[0][:count], folder, output=str(folder / "outputs"), session=session)
+            (Here() if cpu is None else QemuTarget(cpu)).run(job)
+            known[key] = read_logits(folder / "outputs")
         return known[key]
 
     return logits
 
 
-def make_job(mode: str, path: Path, id_lists: list, folder: Path, golden: np.ndarray | None = None, tolerance: float = 0.0, **more) -> dict:
-    write_texts(folder / "inputs.texts", id_lists)
+def read_logits(path: Path) -> np.ndarray:
+    return np.stack([found["logits"] for found in read_inputs(str(path))[1]])
+
+
+def make_job(mode: str, path: Path, inputs: list[Encoding], folder: Path, golden: np.ndarray | None = None, tolerance: float = 0.0, **more) -> dict:
+    write_inputs(folder / "measured.inputs", pairs(inputs))
     if golden is not None:
-        write_texts(folder / "golden.texts", id_lists[: len(golden)], golden)
+        write_inputs(folder / "golden.inputs", pairs(inputs[: len(golden)]), [{"logits": row} for row in golden])
     return {
-        "mode": mode, "model": str(path), "format": path.suffix[1:], "threads": 1, "cores": None, "inputs": str(folder / "inputs.texts"),
-        "golden": None if golden is None else str(folder / "golden.texts"), "tolerance": tolerance, **more,
+        "mode": mode, "model": str(path), "format": path.suffix[1:], "threads": 1, "cores": None, "inputs": str(folder / "measured.inputs"),
+        "golden": None if golden is None else str(folder / "golden.inputs"), "tolerance": tolerance, **more,
     }  # fmt: skip
 
 
@@ -177,11 +183,13 @@ def test_float_files_agree(cpu, file, bundle, outputs):
 def test_golden_cases_hold(file, bundle, aarch64, tmp_path):
     """What ``bench`` checks before it measures anything."""
     model, cases = entry(bundle, file), list(bundle.golden_cases())
-    golden = np.array([case["logits"][file] for case in cases], np.float32)
-    job = make_job("outputs", bundle.path(model), [case["ids"] for case in cases], tmp_path, golden, model.tolerance, output=str(tmp_path / "logits"))
-    assert QemuTarget("cortex-a76").run(job)["shape"] == list(golden.shape)
+    golden = np.array([one["logits"] for case in cases for one in case["outputs"][file]], np.float32)
+    inputs = [Encoding(one["ids"], one["types"]) for case in cases for one in case["inputs"]]
+    output = tmp_path / "outputs"
+    QemuTarget("cortex-a76").run(make_job("outputs", bundle.path(model), inputs, tmp_path, golden, model.tolerance, output=str(output)))
+    assert read_logits(output).shape == golden.shape
     golden[3, 5] += 2 * model.tolerance
-    job = make_job("outputs", bundle.path(model), [case["ids"] for case in cases], tmp_path, golden, model.tolerance, output=str(tmp_path / "logits"))
+    job = make_job("outputs", bundle.path(model), inputs, tmp_path, golden, model.tolerance, output=str(output))
     with pytest.raises(IntegrityError, match=r"qemu:cortex-a76: .*golden case 4 differs"):
         QemuTarget("cortex-a76").run(job)
 
@@ -240,7 +248,7 @@ def test_int8_takes_fewer_instructions_and_fewer_still_with_dot_products(float_f
 
 def test_longer_texts_take_more_instructions(counts, texts):
     totals = [one["total"] for one in counts("onnx/model_quantized.onnx", "cortex-a76")]
-    lengths = [len(ids) for ids in texts[0][:FEW]]
+    lengths = [len(one.ids) for one in texts[0][:FEW]]
     assert np.argsort(totals, kind="stable")[-1] in np.flatnonzero(np.array(lengths) == max(lengths))
     assert np.corrcoef(totals, lengths)[0, 1] > 0.95
 
@@ -274,11 +282,10 @@ def test_armv7_runs_float_files_and_refuses_what_its_runtime_does_not_know(armv7
     target = QemuTarget("cortex-a7")
     assert target.info()["formats"] == {"tflite": "tflite-runtime 2.14.0"}
     path = bundle.path(entry(bundle, "tflite/model_fp32.tflite"))
-    job = make_job("outputs", path, texts[0][:FEW], tmp_path, output=str(tmp_path / "logits"))
+    job = make_job("outputs", path, texts[0][:FEW], tmp_path, output=str(tmp_path / "outputs"))
     answer = target.run(job)
     assert answer["conditions"]["architecture"] == "armv7l"
-    got = np.fromfile(tmp_path / "logits", "<f4").reshape(answer["shape"])
-    np.testing.assert_allclose(got, outputs(path, None, FEW), rtol=0, atol=FLOAT_TOLERANCE)
+    np.testing.assert_allclose(read_logits(tmp_path / "outputs"), outputs(path, None, FEW), rtol=0, atol=FLOAT_TOLERANCE)
     with pytest.raises(IntegrityError, match=r"qemu:cortex-a7: .*model_int8\.tflite: cannot be loaded"):
         target.run({**job, "model": str(bundle.path(entry(bundle, "tflite/model_int8.tflite")))})
     with pytest.raises(BadInput, match=r"qemu:cortex-a7: instructions are counted on aarch64 only"):

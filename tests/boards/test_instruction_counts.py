@@ -95,10 +95,10 @@ def test_all_together_and_again(count):
 
 def test_missing_marks_are_no_count(tmp_path):
     path = tmp_path / "counts"
-    with pytest.raises(IntegrityError, match=r"q: 0 marks of the instruction counter for 1 texts"):
+    with pytest.raises(IntegrityError, match=r"q: 0 marks of the instruction counter for 1 inputs"):
         read_counts(path, 1, "q")
     path.write_text("0 5 1 1 0 0\n1 9 1 1 0 0\n2 10 1 1 0 0\n")
-    with pytest.raises(IntegrityError, match=r"q: 3 marks of the instruction counter for 2 texts"):
+    with pytest.raises(IntegrityError, match=r"q: 3 marks of the instruction counter for 2 inputs"):
         read_counts(path, 2, "q")
 
 

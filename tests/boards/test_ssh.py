@@ -16,9 +16,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from device_bench.agent.agent import read_inputs
 from device_bench.board_python import ask_python
 from device_bench.debian import PackageSet
 from device_bench.provision import provision, unprovision
@@ -31,7 +31,7 @@ from tests.boards import sshd as sshd_module
 from tests.boards.board import children, wait_until
 from tests.boards.conftest import unpacked
 from tests.boards.sshd import Sshd
-from tests.device_bench.conftest import CLASSES, TEXTS, make_job, onnx_file, reference_logits, weights, write_onnx  # noqa: F401
+from tests.device_bench.conftest import OUTPUTS, assert_outputs, make_job, onnx_file, reference_outputs, weights, write_onnx  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -138,10 +138,9 @@ def test_all_modes_on_a_board_that_was_provisioned(provisioned, target_on, onnx_
         assert latency["runtime"] == info["formats"]["onnx"]
         memory = target.run(make_job(onnx_file, mode="memory"))["memory"]
         assert memory["peak_bytes"] >= memory["baseline_bytes"] > 0
-        answer = target.run(make_job(onnx_file, mode="outputs", output=str(tmp_path / "logits")))
-        assert answer["shape"] == [len(TEXTS), CLASSES]
-    logits = np.fromfile(tmp_path / "logits", "<f4").reshape(len(TEXTS), CLASSES)
-    np.testing.assert_allclose(logits, reference_logits(TEXTS), atol=1e-5)
+        answer = target.run(make_job(onnx_file, mode="outputs", output=str(tmp_path / "outputs")))
+        assert answer["outputs"] == OUTPUTS
+    assert_outputs(read_inputs(str(tmp_path / "outputs"))[1], reference_outputs())
     assert remains(provisioned) == []
 
 

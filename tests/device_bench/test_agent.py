@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_bench.agent.agent import OnnxModel, latency_summary, name_death
+from device_bench.agent.agent import OnnxModel, latency_summary, name_death, name_outputs, read_inputs, write_inputs
 from device_bench.targets import AGENT
-from device_bench.texts import write_texts
-from tests.device_bench.conftest import TEXTS, reference_logits
+from runtimes.backends import per_token
+from tests.device_bench.conftest import INPUTS, OUTPUTS, TEXTS, assert_outputs, pairs, reference_outputs, write_identity
 
 CASE_KEYS = {
     "case", "length", "tokens_mean", "warmup", "count", "mean_ms", "p50_ms", "p90_ms", "p99_ms", "min_ms", "quantiles_ms",
@@ -85,12 +85,47 @@ def test_conditions(onnx_file, make_job, run_agent):
 @pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
 def test_wrong_golden_output_is_never_timed(file, mode, request, tmp_path, make_job, run_agent):
     job = make_job(request.getfixturevalue(file), mode=mode)
-    write_texts(tmp_path / "golden.texts", TEXTS, reference_logits(TEXTS) + 0.01)
+    write_inputs(tmp_path / "golden.inputs", pairs(INPUTS), reference_outputs(change=0.01))
     code, answer = run_agent(job)
     assert code == 3
     assert set(answer) == {"error"}
     assert answer["error"]["kind"] == "wrong_output"
-    assert "golden case 1 differs by 0.01" in answer["error"]["message"]
+    assert "golden case 1 differs by 0.01 in logits, at most 0.0001 is allowed" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
+def test_every_output_is_checked(file, name, request, tmp_path, make_job, run_agent):
+    job = make_job(request.getfixturevalue(file), mode="memory")
+    golden = reference_outputs()
+    golden[2][name][-1] += 0.5
+    write_inputs(tmp_path / "golden.inputs", pairs(INPUTS), golden)
+    code, answer = run_agent(job)
+    assert (code, answer["error"]["kind"]) == (3, "wrong_output")
+    assert f"golden case 3 differs by 0.5 in {name}" in answer["error"]["message"]
+
+
+def test_outputs_that_nobody_named_are_not_checked(onnx_file, tmp_path, make_job, run_agent):
+    job = make_job(onnx_file)
+    write_inputs(tmp_path / "golden.inputs", pairs(INPUTS), [{"logits": one["logits"]} for one in reference_outputs()])
+    assert run_agent(job)[0] == 0
+
+
+def test_an_output_that_is_not_there_is_a_wrong_output(onnx_file, tmp_path, make_job, run_agent):
+    job = make_job(onnx_file)
+    write_inputs(tmp_path / "golden.inputs", pairs(INPUTS), [{"vector": one["start_logits"]} for one in reference_outputs()])
+    code, answer = run_agent(job)
+    assert (code, answer["error"]["kind"]) == (3, "wrong_output")
+    assert "golden case 1 differs: there is no output vector" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
+def test_token_types_reach_the_model(file, request, tmp_path, make_job, run_agent):
+    job = make_job(request.getfixturevalue(file))
+    write_inputs(tmp_path / "golden.inputs", [(ids, [0] * len(ids)) for ids in TEXTS], reference_outputs())
+    code, answer = run_agent(job)
+    assert (code, answer["error"]["kind"]) == (3, "wrong_output")
+    assert "golden case 2 differs by" in answer["error"]["message"]  # the first has no token of the second type
 
 
 def test_nan_is_a_wrong_output(make_onnx, make_job, run_agent):
@@ -103,6 +138,7 @@ def test_another_number_of_classes_is_a_wrong_output(make_onnx, make_job, run_ag
     path = make_onnx(lambda embeddings, head: (embeddings, head[:, :1]))
     code, answer = run_agent(make_job(path, tolerance=1e9))
     assert (code, answer["error"]["kind"]) == (3, "wrong_output")
+    assert "golden case 1 differs in logits: its shape is [1], not [3]" in answer["error"]["message"]
 
 
 def test_text_longer_than_every_bucket(tflite_file, make_job, run_agent):
@@ -113,7 +149,7 @@ def test_text_longer_than_every_bucket(tflite_file, make_job, run_agent):
 
 def test_token_outside_the_vocabulary(onnx_file, tmp_path, make_job, run_agent):
     job = make_job(onnx_file, golden=None)
-    write_texts(tmp_path / "inputs.texts", [[99]])
+    write_inputs(tmp_path / "measured.inputs", [([99], [0])])
     code, answer = run_agent(job)
     assert (code, answer["error"]["kind"]) == (5, "failed_inference")
 
@@ -131,8 +167,8 @@ def test_damaged_model(suffix, tmp_path, make_job, run_agent):
     ("changes", "says"),
     [
         ({"model": "/nowhere.onnx"}, "/nowhere.onnx: no such file"),
-        ({"inputs": "/nowhere.texts"}, "/nowhere.texts: no texts can be read"),
-        ({"golden": "/nowhere.texts"}, "/nowhere.texts: no texts can be read"),
+        ({"inputs": "/nowhere.inputs"}, "/nowhere.inputs: no inputs can be read"),
+        ({"golden": "/nowhere.inputs"}, "/nowhere.inputs: no inputs can be read"),
         ({"format": "pt"}, "'pt' is none of onnx, tflite"),
         ({"mode": "speed"}, "a mode of"),
         ({"cores": [0, 4095]}, "cannot pin to cores [0, 4095]"),
@@ -150,29 +186,57 @@ def test_job_that_lacks_keys(run_agent):
     assert "lacks format, threads, cores, inputs, golden, tolerance" in answer["error"]["message"]
 
 
-def test_golden_needs_logits(onnx_file, tmp_path, make_job, run_agent):
+def test_golden_needs_outputs(onnx_file, tmp_path, make_job, run_agent):
     job = make_job(onnx_file)
-    write_texts(tmp_path / "golden.texts", TEXTS)
+    write_inputs(tmp_path / "golden.inputs", pairs(INPUTS))
     code, answer = run_agent(job)
     assert (code, answer["error"]["kind"]) == (2, "bad_job")
-    assert "golden.texts: has no logits" in answer["error"]["message"]
+    assert "golden.inputs: has no outputs" in answer["error"]["message"]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-4], lambda b: b + b"0000", lambda b: b[:4], lambda b: b"", lambda b: b[:8] + b"\1\0\0\0" + b[12:]])
-def test_texts_that_are_damaged(damage, onnx_file, tmp_path, make_job, run_agent):
+@pytest.mark.parametrize("key", ["inputs", "golden"])
+def test_inputs_that_are_damaged(key, onnx_file, make_job, run_agent):
     job = make_job(onnx_file)
-    (tmp_path / "inputs.texts").write_bytes(damage((tmp_path / "inputs.texts").read_bytes()))
+    file = Path(job[key])
+    file.write_bytes(file.read_bytes()[:-4])
     code, answer = run_agent(job)
     assert (code, answer["error"]["kind"]) == (2, "bad_job")
-    assert "inputs.texts" in answer["error"]["message"]
+    assert f"{file}: {file.stat().st_size} bytes that are no inputs file: the file is too short" in answer["error"]["message"]
 
 
+@pytest.mark.parametrize("cache", ["memory", "none"])
 @pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
-def test_outputs_are_the_models(file, request, tmp_path, make_job, run_agent):
-    output = tmp_path / "logits with a space.f32"
-    code, answer = run_agent(make_job(request.getfixturevalue(file), mode="outputs", output=str(output)))
-    assert (code, answer["shape"]) == (0, [len(TEXTS), 3])
-    np.testing.assert_allclose(np.fromfile(output, "<f4").reshape(answer["shape"]), reference_logits(TEXTS), atol=1e-5)
+def test_outputs_are_the_models(file, cache, request, tmp_path, make_job, run_agent):
+    output, session = tmp_path / "outputs with a space", {"weight_cache": cache} if file == "tflite_file" else {}
+    code, answer = run_agent(make_job(request.getfixturevalue(file), mode="outputs", output=str(output), session=session))
+    assert (code, answer["outputs"]) == (0, OUTPUTS)
+    inputs, outputs = read_inputs(str(output))
+    assert [(ids.tolist(), types.tolist()) for ids, types in inputs] == pairs(INPUTS)
+    assert_outputs(outputs, reference_outputs())
+
+
+def test_what_was_written_is_golden_for_the_next(onnx_file, tflite_file, tmp_path, make_job, run_agent):
+    run_agent(make_job(onnx_file, mode="outputs", output=str(tmp_path / "outputs")))
+    assert run_agent(make_job(tflite_file, golden=str(tmp_path / "outputs")))[0] == 0
+
+
+def test_an_output_that_cannot_be_written(onnx_file, tmp_path, make_job, run_agent):
+    code, answer = run_agent(make_job(onnx_file, mode="outputs", output=str(tmp_path / "no folder" / "out")))
+    assert (code, answer["error"]["kind"]) == (2, "bad_job")
+    assert "cannot be written" in answer["error"]["message"]
+
+
+def test_a_model_that_takes_no_tokens(tmp_path, make_job, run_agent):
+    code, answer = run_agent(make_job(write_identity(tmp_path / "pixels.onnx", "pixels")))
+    assert (code, answer["error"]["kind"]) == (5, "unreadable_model")
+    assert "inputs pixels; outputs logits; needed: input_ids, attention_mask and no more than token_type_ids" in answer["error"]["message"]
+
+
+def test_an_output_that_is_no_float32(tmp_path, make_job, run_agent):
+    path = write_identity(tmp_path / "whole.onnx", "input_ids", "attention_mask")
+    code, answer = run_agent(make_job(path))
+    assert (code, answer["error"]["kind"]) == (5, "unreadable_model")
+    assert "logits is int64 [1, 3]; needed: float32" in answer["error"]["message"]
 
 
 def test_sustained_windows_follow_each_other(onnx_file, make_job, run_agent):
@@ -256,6 +320,13 @@ def test_session_options(file, session, request, make_job, run_agent):
 def test_session_options_that_no_runtime_has(session, says, onnx_file, make_job, run_agent):
     code, answer = run_agent(make_job(onnx_file, session=session))
     assert (code, answer["error"]["kind"], answer["error"]["message"]) == (2, "bad_job", says)
+
+
+def test_the_bundles_reader_takes_the_same_outputs_for_those_of_tokens():
+    names = ("logits", "slot_logits", "start_logits", "end_logits", "sentence_embedding")
+    for name, shape in ((name, shape) for name in names for shape in ((1, 5), (1, 5, 2))):
+        got = name_outputs("m", {name: np.zeros(shape, np.float32)}, 3)[name]
+        assert (len(got) == 3) is per_token(name, len(shape))
 
 
 def test_session_options_reach_the_runtime(onnx_file):

@@ -69,7 +69,7 @@ def row(samples: list[list[float]], **changes: Any) -> dict[str, Any]:
 def document(*rows: dict[str, Any], instructions: tuple[dict[str, Any], ...] = (), **changes: Any) -> dict[str, Any]:
     target = {"name": "pi", "emulated": False, "error": None, "conditions": CONDITIONS, "measurements": list(rows), "refused": []}
     target |= {"sustained": [], "agreement": [], "instructions": list(instructions)}
-    known = {"format": "pocketbert bench 1", "bundle": {"name": "demo", "files": []}, "tier": "quick", "rounds": 5, "texts": TEXTS}
+    known = {"format": "pocketbert bench 2", "bundle": {"name": "demo", "files": []}, "tier": "quick", "rounds": 5, "texts": TEXTS, "inputs": TEXTS}
     return known | {"targets": [target]} | changes
 
 
@@ -238,6 +238,7 @@ def test_a_place_that_failed_or_refused_a_file_says_so():
         (lambda d: d["targets"][0]["measurements"][0]["conditions"].update(board="Raspberry Pi 4"), "board: Raspberry Pi 5, then Raspberry Pi 4"),
         (lambda d: d.update(texts=6), "other texts: 12, then 6"),
         (lambda d: d.update(texts_sha256="b"), "other texts"),
+        (lambda d: d.update(inputs=6), "the same texts in 12, then 6 inputs"),
         (lambda d: d["targets"][0]["measurements"][0].update(round_samples_ms=draw(1, rounds=1)), "one round tells no noise; measure more"),
     ],
 )  # fmt: skip
@@ -394,7 +395,7 @@ def test_a_document_is_read_as_it_was_written(tmp_path):
         ("[]", "not a bench document"),
         ('{"format": 1, "stages": []}', "not a bench document"),
         (b"\xff\xfe", "no JSON"),
-        (json.dumps(document() | {"format": "pocketbert bench 2"}), "format 2 of bench documents, this version reads up to 1; update pocketbert"),
+        (json.dumps(document() | {"format": "pocketbert bench 3"}), "format 3 of bench documents, this version reads up to 2; update pocketbert"),
         (json.dumps({k: v for k, v in document().items() if k != "targets"}), "'targets' is missing"),
         (json.dumps(document(row(draw(1), p50_ms=float("nan")))), "NaN is no number"),
         (json.dumps(document({k: v for k, v in row(draw(1)).items() if k != "round_samples_ms"})), "'round_samples_ms' is missing"),
@@ -411,6 +412,30 @@ def test_what_is_no_bench_document_is_named(tmp_path, content, says):
     with pytest.raises(BadInput, match=says) as raised:
         read_bench(path)
     assert str(raised.value).startswith(str(path))
+
+
+def test_a_document_of_format_1_is_read_as_one_of_today(tmp_path):
+    agreement = {"file": "a", "texts": 12, "worst_difference": 0.1, "tolerance": 0.2, "same_bits": False}
+    of_old = agreement | {"same_answers": 11, "accuracy_percent": 91.5, "accuracy_here_percent": None}
+    old = document(row(draw(1)), format="pocketbert bench 1")
+    del old["inputs"]
+    old["targets"][0]["agreement"] = [of_old]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    found = read_bench(tmp_path / "old.json")
+    scores = {"scores": {"accuracy": 91.5}, "scores_here": None}
+    expected = document(row(draw(1)))
+    expected["targets"][0]["agreement"] = [agreement | {"inputs": 12, "decisions": 12, "same_decisions": 11} | scores]
+    assert found == expected
+    assert compare(found, expected)[0].verdict == Verdict.NOT_SEEN
+
+
+def test_inputs_are_what_samples_are_of():
+    """Twelve texts in 24 inputs: a round of twelve samples did not run them all."""
+    a, b = (document(row(draw(seed)), inputs=2 * TEXTS) for seed in (1, 2))
+    for one in (a, b):
+        for measured in one["targets"][0]["measurements"]:
+            measured["round_samples_ms"] = [samples[:TEXTS] for samples in measured["round_samples_ms"]]
+    assert compare(a, b)[0].reason == "a round did not run every text"
 
 
 def test_a_document_that_is_not_there(tmp_path):
@@ -430,7 +455,7 @@ def test_documents_that_were_really_measured(onnx_candidate, tmp_path):
         )  # fmt: skip
         rows = [one | {"repeat": one["name"] == "again"} for one in rows]
         path = tmp_path / f"{number}.json"
-        path.write_text(json.dumps(document(*rows, texts=len(onnx_candidate.id_lists))))
+        path.write_text(json.dumps(document(*rows, texts=len(onnx_candidate.inputs), inputs=len(onnx_candidate.inputs))))
         documents.append(read_bench(path))
     found = compare(*documents)
     assert [(one.case, one.length) for one in found] == [("texts", None), ("length", 8)]

@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_bench.agent.agent import latency_summary, read_texts
+from device_bench.agent.agent import latency_summary, read_inputs
 from device_bench.measurement import KEPT_SAMPLES, LENGTH_INFERENCES, Candidate, Care, _thinned, measure
 from device_bench.targets import LocalTarget
 from runtimes.errors import BadInput, IntegrityError, TargetUnreachable
 from runtimes.session import SessionOptions
+from runtimes.text import Encoding
+from tests.device_bench.conftest import INPUTS as INPUTS_OF_MODELS
+from tests.device_bench.conftest import assert_outputs, pairs, reference_outputs
 
 KEYS = {
     "name", "file", "baseline", "target", "runtime", "threads", "case", "length", "tokens_mean", "count", "p50_ms", "p90_ms",
     "p99_ms", "mean_ms", "min_ms", "quantiles_ms", "round_p50_ms", "noise", "warmup_stable", "load_ms", "first_inference_ms",
     "memory", "conditions",
 }  # fmt: skip
-TEXTS = [[1, 5, 2], [1, 3, 4, 2], [1, 6, 7, 8, 9, 2], [1, 10, 2]]
+INPUTS = [Encoding(ids, [0, *[1] * (len(ids) - 1)]) for ids in ([1, 5, 2], [1, 3, 4, 2], [1, 6, 7, 8, 9, 2], [1, 10, 2])]
 
 
 class PlaybackTarget:
@@ -45,7 +48,7 @@ class PlaybackTarget:
         return {"temperatures_c": {"cpu": self.degrees_c.pop(0) if len(self.degrees_c) > 1 else self.degrees_c[0], "modem": None}}
 
     def run(self, job: dict) -> dict:
-        arrays = {key: read_texts(job[key]) for key in ("inputs", "golden") if job[key] is not None}
+        arrays = {key: read_inputs(job[key]) for key in ("inputs", "golden") if job[key] is not None}
         if len(self.jobs) == self.lost_after:
             raise TargetUnreachable("the link broke")
         self.jobs.append({**job, "arrays": arrays})
@@ -58,16 +61,13 @@ class PlaybackTarget:
         number = self.rounds[key] = self.rounds.get(key, 0) + 1
         samples_ns = [(number + 3 * (job["model"] == "b.onnx")) * 1_000_000] * (10 * number)
         common = {"tokens_mean": float(number), "warmup": {"inferences": 3, "seconds": 0.1, "stable": number > 1}}
-        cases = [
-            {**case, "length": case.get("length"), **common, **latency_summary(samples_ns), "samples_ns": samples_ns}
-            for case in job["cases"]
-        ]
+        cases = [{**case, "length": case.get("length"), **common, **latency_summary(samples_ns), "samples_ns": samples_ns} for case in job["cases"]]
         conditions = {"before": {"loadavg": [number], **self.state()}, "after": {"loadavg": [number + 0.5], **self.state()}}
         return {"runtime": "r 1", "conditions": conditions, "load_ms": number, "first_inference_ms": 2 * number, "cases": cases}
 
 
-def candidate(name: str, golden_logits: np.ndarray | None = None, baseline: bool = False) -> Candidate:
-    return Candidate(name, Path(f"{name}.onnx"), "onnx", "", TEXTS, golden_logits, 1e-3, baseline)
+def candidate(name: str, golden: list[dict] | None = None, baseline: bool = False) -> Candidate:
+    return Candidate(name, Path(f"{name}.onnx"), "onnx", "", INPUTS, golden, 1e-3, baseline)
 
 
 def run(target, candidates, **changes):
@@ -167,16 +167,26 @@ def test_does_not_wait_for_ever_nor_where_nothing_is_known():
     run(PlaybackTarget(), [candidate("a")], care=Care(cool_down_s=1e6), say=said.append)
 
 
+def as_lists(inputs: list[tuple]) -> list[tuple[list[int], list[int]]]:
+    return [(ids.tolist(), types.tolist()) for ids, types in inputs]
+
+
+def test_golden_inputs_may_be_others():
+    target, golden = PlaybackTarget(), [{"logits": np.ones(2, np.float32)}]
+    run(target, [replace(candidate("a", golden), golden_inputs=INPUTS[2:])], memory=False, rounds=1, threads=[1])
+    assert as_lists(target.jobs[0]["arrays"]["golden"][0]) == pairs(INPUTS[2:3])
+
+
 def test_jobs_carry_the_plan_and_the_arrays():
-    target, logits = PlaybackTarget(), np.ones((2, 5), np.float32)
-    run(target, [candidate("a", logits), replace(candidate("b"), id_lists=TEXTS[:1])], cores=[0, 1])
+    target, golden = PlaybackTarget(), [{"logits": np.full(5, n, np.float32), "tags": np.full((n, 2), 1, np.float32)} for n in (3, 4)]
+    run(target, [candidate("a", golden), replace(candidate("b"), inputs=INPUTS[:1])], cores=[0, 1])
     proven, unproven = target.jobs[:2]
-    (texts, none), (golden_texts, golden_logits) = proven["arrays"]["inputs"], proven["arrays"]["golden"]
-    assert [ids.tolist() for ids in texts] == TEXTS
-    assert none is None
-    assert [ids.tolist() for ids in golden_texts] == TEXTS[:2]
-    np.testing.assert_array_equal(golden_logits, logits)
-    assert [ids.tolist() for ids in unproven["arrays"]["inputs"][0]] == TEXTS[:1]
+    (inputs, none), (golden_inputs, golden_outputs) = proven["arrays"]["inputs"], proven["arrays"]["golden"]
+    assert as_lists(inputs) == pairs(INPUTS)
+    assert none == [{}] * len(INPUTS)
+    assert as_lists(golden_inputs) == pairs(INPUTS[:2])
+    assert_outputs(golden_outputs, golden, atol=0)
+    assert as_lists(unproven["arrays"]["inputs"][0]) == pairs(INPUTS[:1])
     assert unproven["golden"] is None
     assert proven["cores"] == [0, 1]
     of_a, of_b = target.jobs[2:4]
@@ -222,9 +232,9 @@ def test_nothing_to_measure_or_to_measure_with():
     with pytest.raises(BadInput, match="no candidates"):
         run(PlaybackTarget(), [])
     with pytest.raises(BadInput, match="a: no texts"):
-        run(PlaybackTarget(), [replace(candidate("a"), id_lists=[])])
-    with pytest.raises(BadInput, match="a: 5 golden logits for 4 texts"):
-        run(PlaybackTarget(), [candidate("a", np.ones((5, 2)))])
+        run(PlaybackTarget(), [replace(candidate("a"), inputs=[])])
+    with pytest.raises(BadInput, match="a: outputs of 5 golden cases for 4 inputs"):
+        run(PlaybackTarget(), [candidate("a", [{"logits": np.ones(2)}] * 5)])
 
 
 def test_real_models_end_to_end(onnx_candidate, tflite_candidate, tmp_path, monkeypatch):
@@ -246,7 +256,7 @@ def test_real_models_end_to_end(onnx_candidate, tflite_candidate, tmp_path, monk
 
 
 def test_wrong_model_stops_everything_before_any_timing(onnx_candidate):
-    wrong = replace(onnx_candidate, name="wrong", golden_logits=onnx_candidate.golden_logits + 1)
+    wrong = replace(onnx_candidate, name="wrong", golden=reference_outputs(INPUTS_OF_MODELS[:3], change=1.0))
     said = []
     with pytest.raises(IntegrityError, match="golden case 1 differs by 1"):
         run(LocalTarget(), [onnx_candidate, wrong], say=said.append)

@@ -20,16 +20,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_bench.agent.agent import latency_summary, read_clusters, read_conditions, read_state
+from device_bench.agent.agent import (
+    AgentError,
+    latency_summary,
+    read_clusters,
+    read_conditions,
+    read_inputs,
+    read_state,
+    write_inputs,
+)
 from device_bench.runner_build import SOURCES, build_runner, runner_arguments, runtime_library
 from device_bench.targets import AGENT
-from device_bench.texts import write_texts
+from tests.device_bench.conftest import INPUTS, OUTPUTS, assert_outputs, pairs, reference_outputs, write_identity
+from tests.device_bench.conftest import make_job as make_small_job  # noqa: F401 - a fixture
+from tests.device_bench.test_inputs_file import DAMAGES, OUTPUT_DAMAGES, WITH_OUTPUTS
 from tests.device_bench.trees import phone, raspberry_pi_4, raspberry_pi_5, write
 from tests.exporters.small_models import CLASSES, LONGEST, small_encoder, texts
 
 HERE = platform.machine()
 FORMATS = ("onnx", "tflite")
-TEXTS = texts(12)
+TEXTS = [(ids, [int(2 * place >= len(ids)) for place in range(len(ids))]) for ids in texts(12)]
+"""Pairs of token ids and types; the second half of each is of the second type."""
 OF_A_LANGUAGE = {"python", "numpy", "agent", "runtime"}
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
@@ -94,7 +105,7 @@ def run_agent(job: dict, folder: Path) -> Done:
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory) -> dict:
-    """A small BERT for two segments (three inputs) as (format, precision) -> file, and the logits that torch computes for TEXTS."""
+    """A small BERT for two segments (three inputs) as (format, precision) -> file, and the logits [N, C] that torch computes for TEXTS."""
     import torch
 
     from exporters.folding import fold
@@ -112,7 +123,8 @@ def bert(tmp_path_factory) -> dict:
         files["tflite", precision] = folder / f"{precision}.tflite"
         write_tflite(folded, files["tflite", precision], [8, LONGEST], plan)
     with torch.no_grad():
-        logits = torch.cat([model(torch.tensor([ids])).logits for ids in TEXTS]).numpy()
+        rows = [[torch.tensor([row]) for row in (ids, [1] * len(ids), types)] for ids, types in TEXTS]
+        logits = torch.cat([model(ids, mask, token_type_ids=types).logits for ids, mask, types in rows]).numpy()
     return {"files": files, "logits": logits}
 
 
@@ -121,16 +133,20 @@ def make_job(bert, tmp_path):
     """A short latency job for a file of the BERT; keywords replace its keys."""
 
     def make(format: str, precision: str = "float32", /, **changes) -> dict:
-        write_texts(tmp_path / "inputs.texts", TEXTS)
-        write_texts(tmp_path / "golden.texts", TEXTS, bert["logits"])
+        write_inputs(tmp_path / "measured.inputs", TEXTS)
+        write_inputs(tmp_path / "golden.inputs", TEXTS, named(bert["logits"]))
         return {
             "model": str(bert["files"][format, precision]), "format": format, "threads": 1, "cores": None, "mode": "latency",
-            "inputs": str(tmp_path / "inputs.texts"), "golden": str(tmp_path / "golden.texts"), "tolerance": 1e-3,
+            "inputs": str(tmp_path / "measured.inputs"), "golden": str(tmp_path / "golden.inputs"), "tolerance": 1e-3,
             "cases": [{"case": "texts"}], "warmup": {"window": 4, "tolerance": 0.5, "max_seconds": 0.05},
             "min_inferences": 30, "min_seconds": 0.0, **changes,
         }  # fmt: skip
 
     return make
+
+
+def named(logits: np.ndarray) -> list[dict[str, np.ndarray]]:
+    return [{"logits": row} for row in logits]
 
 
 def compile_library(path: Path, source: str, *options: str, compiler: str | None = COMPILER) -> Path:
@@ -164,15 +180,26 @@ def shape_of(value: object) -> object:
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_outputs_are_the_agents_to_the_last_bit(format, precision, threads, runner, bert, make_job, tmp_path):
-    job = make_job(format, precision, mode="outputs", threads=threads, golden=None, output=str(tmp_path / "ours, with a space.f32"))
+    job = make_job(format, precision, mode="outputs", threads=threads, golden=None, output=str(tmp_path / "ours, with a space"))
     done = run_job(runner, job)
-    assert (done.code, done.answer["shape"]) == (0, [len(TEXTS), CLASSES])
-    theirs = run_agent({**job, "output": str(tmp_path / "theirs.f32")}, tmp_path)
-    assert theirs.answer["shape"] == done.answer["shape"]
-    ours = Path(job["output"]).read_bytes()
-    assert ours == (tmp_path / "theirs.f32").read_bytes()
+    assert (done.code, done.answer["outputs"]) == (0, ["logits"])
+    theirs = run_agent({**job, "output": str(tmp_path / "theirs")}, tmp_path)
+    assert theirs.answer["outputs"] == done.answer["outputs"]
+    assert Path(job["output"]).read_bytes() == (tmp_path / "theirs").read_bytes()
     if precision == "float32":
-        np.testing.assert_allclose(np.frombuffer(ours, "<f4").reshape(-1, CLASSES), bert["logits"], atol=1e-4)
+        assert_outputs(read_inputs(job["output"])[1], named(bert["logits"]), atol=1e-4)
+
+
+@pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
+def test_outputs_of_every_kind_are_the_agents(file, runner, request, make_small_job, tmp_path):  # noqa: F811
+    job = make_small_job(request.getfixturevalue(file), mode="outputs", output=str(tmp_path / "ours"))
+    done = run_job(runner, job)
+    assert (done.code, done.answer["outputs"]) == (0, OUTPUTS)
+    inputs, outputs = read_inputs(job["output"])
+    assert [(ids.tolist(), types.tolist()) for ids, types in inputs] == pairs(INPUTS)
+    assert_outputs(outputs, reference_outputs())
+    assert run_agent({**job, "golden": job["output"], "output": str(tmp_path / "theirs")}, tmp_path).code == 0
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +233,7 @@ def test_answers_have_the_agents_form(format, mode, runner, make_job, tmp_path):
     if mode == "memory":
         assert ours["memory"].pop("dumpsys_pss_bytes") == "NoneType"
     assert ours == theirs
-    assert done.answer["conditions"]["agent"] == "c runner 2"
+    assert done.answer["conditions"]["agent"] == "c runner 3"
     assert done.answer["conditions"]["runtime"] == done.answer["runtime"]
 
 
@@ -229,7 +256,7 @@ def test_percentiles_are_numpys(format, runner, make_job):
         assert all(sample > 0 for sample in case["samples_ns"])
         expected = latency_summary(case["samples_ns"])
         assert {key: case[key] for key in expected} == expected
-    lengths = [len(ids) for ids in TEXTS]
+    lengths = [len(ids) for ids, _ in TEXTS]
     assert answer["cases"][0]["tokens_mean"] == round(float(np.resize(lengths, 500).mean()), 3)
     assert [(case["case"], case["length"], case["tokens_mean"]) for case in answer["cases"][1:]] == [("length", 7, 7), ("length", 16, 16)]
     assert 0 <= answer["cases"][0]["warmup"]["seconds"] < 60
@@ -243,7 +270,7 @@ def test_warms_up_until_two_windows_agree(runner, make_job):
     easy = run_job(runner, make_job("onnx", warmup={"window": 10, "tolerance": 1e9, "max_seconds": 60.0}))
     warmup = easy.answer["cases"][0]["warmup"]
     assert warmup["stable"] is True
-    assert warmup["inferences"] == len({len(ids) for ids in TEXTS}) + 2 * 10
+    assert warmup["inferences"] == len({len(ids) for ids, _ in TEXTS}) + 2 * 10
     never = run_job(runner, make_job("onnx", warmup={"window": 10, "tolerance": 0.0, "max_seconds": 0.02})).answer["cases"][0]["warmup"]
     assert never["stable"] is False
     assert never["seconds"] >= 0.02
@@ -337,17 +364,39 @@ def test_signatures_share_their_packed_weights(runner, make_job, tmp_path):
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_model_with_wrong_outputs_is_never_measured(format, mode, runner, bert, make_job, tmp_path):
     job = make_job(format, mode=mode, window_seconds=0.1, output=str(tmp_path / "output"))
-    write_texts(tmp_path / "golden.texts", TEXTS, bert["logits"] + np.eye(len(TEXTS), CLASSES, -3) * 0.01)
+    write_inputs(tmp_path / "golden.inputs", TEXTS, named(bert["logits"] + np.eye(len(TEXTS), CLASSES, -3) * 0.01))
     done = run_job(runner, job)
     assert (*done.error, set(done.answer)) == (3, "wrong_output", {"error"})
-    assert re.search(r"golden case 4 differs by 0\.01\d*, at most 0\.001 is allowed", done.message)
+    assert re.search(r"golden case 4 differs by 0\.01\d* in logits, at most 0\.001 is allowed", done.message)
 
 
-@pytest.mark.parametrize("change", [lambda logits: logits * np.nan, lambda logits: logits[:, :2], lambda logits: np.tile(logits, 2)])
-def test_golden_logits_that_no_output_can_equal(change, runner, bert, make_job, tmp_path):
+@pytest.mark.parametrize("change", [lambda logits: logits * np.nan, lambda logits: logits[:2], lambda logits: np.tile(logits, 2), np.atleast_2d])
+def test_golden_outputs_that_no_output_can_equal(change, runner, bert, make_job, tmp_path):
     job = make_job("onnx", tolerance=1e9)
-    write_texts(tmp_path / "golden.texts", TEXTS, change(bert["logits"]))
-    assert run_job(runner, job).error == (3, "wrong_output")
+    write_inputs(tmp_path / "golden.inputs", TEXTS, named([change(row) for row in bert["logits"]]))
+    done = run_job(runner, job)
+    assert done.error == (3, "wrong_output")
+    assert done.message == run_agent(job, tmp_path).message
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("file", ["onnx_file", "tflite_file"])
+def test_every_output_is_checked(file, name, runner, request, make_small_job, tmp_path):  # noqa: F811
+    job = make_small_job(request.getfixturevalue(file), mode="memory")
+    golden = reference_outputs()
+    golden[2][name][-1] += 0.5
+    write_inputs(tmp_path / "golden.inputs", pairs(INPUTS), golden)
+    done = run_job(runner, job)
+    assert (*done.error, f"golden case 3 differs by 0.5 in {name}" in done.message) == (3, "wrong_output", True)
+
+
+def test_an_output_that_is_not_there_is_a_wrong_output(runner, onnx_file, make_small_job, tmp_path):  # noqa: F811
+    job = make_small_job(onnx_file)
+    write_inputs(tmp_path / "golden.inputs", pairs(INPUTS), [{"vector": one["start_logits"]} for one in reference_outputs()])
+    done = run_job(runner, job)
+    assert (*done.error, done.message) == (3, "wrong_output", f"{onnx_file}: golden case 1 differs: there is no output vector")
+    write_inputs(tmp_path / "golden.inputs", pairs(INPUTS), [{"logits": one["logits"]} for one in reference_outputs()])
+    assert run_job(runner, job).code == 0
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -372,17 +421,19 @@ def test_a_model_that_is_cut_off(format, runner, make_job, tmp_path):
     assert re.match(rf"{re.escape(str(cut))}: (cannot be loaded: |killed by SIG(SEGV|BUS|ABRT); it held )", done.message)
 
 
-def test_a_model_that_classifies_no_texts(runner, make_job, tmp_path):
-    from onnx import TensorProto, helper, save
-
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["pixels"], ["logits"])], "g",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1, 3])], [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])],
-    )  # fmt: skip
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "pixels.onnx")
-    done = run_job(runner, make_job("onnx", model=str(tmp_path / "pixels.onnx")))
+@pytest.mark.parametrize("inputs", [["pixels"], ["input_ids"], ["input_ids", "attention_mask", "pixels"]])
+def test_a_model_that_takes_something_else(inputs, runner, make_job, tmp_path):
+    job = make_job("onnx", model=str(write_identity(tmp_path / "pixels.onnx", *inputs)))
+    done = run_job(runner, job)
     assert done.error == (5, "unreadable_model")
-    assert "inputs pixels; outputs logits; needed: input_ids, attention_mask -> logits or probabilities" in done.message
+    assert f"inputs {', '.join(inputs)}; outputs logits; needed: input_ids, attention_mask and no more than token_type_ids" in done.message
+    assert done.message == run_agent(job, tmp_path).message
+
+
+def test_an_output_that_is_no_float32(runner, make_job, tmp_path):
+    done = run_job(runner, make_job("onnx", model=str(write_identity(tmp_path / "whole.onnx", "input_ids", "attention_mask"))))
+    assert done.error == (5, "unreadable_model")
+    assert "logits is not a float32 tensor [1, values] or [1, tokens, width]" in done.message
 
 
 def test_a_text_that_no_bucket_holds(runner, make_job):
@@ -393,7 +444,7 @@ def test_a_text_that_no_bucket_holds(runner, make_job):
 
 def test_a_token_outside_the_vocabulary(runner, make_job, tmp_path):
     job = make_job("onnx", golden=None)
-    write_texts(tmp_path / "inputs.texts", [[4000]])
+    write_inputs(tmp_path / "measured.inputs", [([4000], [0])])
     done = run_job(runner, job)
     assert done.error == (5, "failed_inference")
     assert "out of" in done.message  # ONNX Runtime's own words
@@ -450,8 +501,8 @@ def test_what_lies_beside_a_library_is_found(runner, make_job, make_library, tmp
     [
         ({"model": "/nowhere.onnx"}, "/nowhere.onnx: no such file"),
         ({"model": "/"}, "/: no such file"),
-        ({"inputs": "/nowhere.texts"}, "/nowhere.texts: no texts can be read: No such file"),
-        ({"golden": "/nowhere.texts"}, "/nowhere.texts: no texts can be read: No such file"),
+        ({"inputs": "/nowhere.inputs"}, "/nowhere.inputs: no inputs can be read: No such file"),
+        ({"golden": "/nowhere.inputs"}, "/nowhere.inputs: no inputs can be read: No such file"),
         ({"format": "pt"}, "--format: 'pt' is none of onnx, tflite"),
         ({"mode": "speed"}, "--mode: 'speed' is none of info, latency, memory, outputs, count, sustained"),
         ({"threads": 0}, "--threads: '0' is no whole number of at least 1"),
@@ -494,27 +545,21 @@ def test_bad_command_lines(arguments, says, runner):
     assert says in done.message
 
 
-DAMAGES = [
-    lambda b: b[:-4], lambda b: b[:-1], lambda b: b + b"0000", lambda b: b[:4], lambda b: b"",  # too short, too long
-    lambda b: b"\0\0\0\0" + b[4:], lambda b: b"\xff\xff\xff\x7f" + b[4:], lambda b: b[:4] + b"\xff\xff\xff\xff" + b[8:],  # counts
-    lambda b: b[:8] + b"\1\0\0\0" + b[12:], lambda b: b[:12] + b"\0\0\0\0" + b[16:],  # offsets
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_texts_that_are_damaged(damage, runner, make_job, tmp_path):
+@pytest.mark.parametrize("damage", [*DAMAGES, *OUTPUT_DAMAGES])
+def test_damaged_inputs_files_are_refused_in_the_agents_words(damage, runner, make_job):
     job = make_job("onnx")
-    (tmp_path / "inputs.texts").write_bytes(damage((tmp_path / "inputs.texts").read_bytes()))
+    Path(job["golden"]).write_bytes((DAMAGES | OUTPUT_DAMAGES)[damage](WITH_OUTPUTS))
     done = run_job(runner, job)
-    assert done.error == (2, "bad_job")
-    assert "inputs.texts: " in done.message
+    with pytest.raises(AgentError) as agents:
+        read_inputs(job["golden"])
+    assert (*done.error, done.message) == (2, "bad_job", str(agents.value))
 
 
-def test_golden_texts_need_logits(runner, make_job, tmp_path):
+def test_golden_inputs_need_outputs(runner, make_job, tmp_path):
     job = make_job("onnx")
-    write_texts(tmp_path / "golden.texts", TEXTS)
+    write_inputs(tmp_path / "golden.inputs", TEXTS)
     done = run_job(runner, job)
-    assert (*done.error, done.message) == (2, "bad_job", f"{tmp_path}/golden.texts: has no logits")
+    assert (*done.error, done.message) == (2, "bad_job", f"{tmp_path}/golden.inputs: has no outputs")
 
 
 @pytest.mark.parametrize("name", ["with spaces", "with 'both' \"quotes\" and \\", "größe 模型 🙂", "tab\tand\nnewline", "$HOME `x` ;&|"])
@@ -525,7 +570,7 @@ def test_paths_of_every_kind(name, runner, make_job, tmp_path):
     for key in ("model", "inputs"):
         job[key] = shutil.copy(job[key], folder / Path(job[key]).name)
     assert run_job(runner, job).code == 0
-    assert (folder / "out").stat().st_size == 4 * CLASSES * len(TEXTS)
+    assert len(read_inputs(str(folder / "out"))[1]) == len(TEXTS)
     assert run_job(runner, {**job, "model": str(folder / "not there")}).message == f"{folder / 'not there'}: no such file"
 
 
@@ -736,7 +781,7 @@ def test_the_same_conditions_as_the_agent(tree, runner, tmp_path):
     expected = read_conditions(tmp_path, None)
     assert set(conditions) == set(expected)
     assert {key: conditions[key] for key in set(expected) - OF_A_LANGUAGE} == {key: expected[key] for key in set(expected) - OF_A_LANGUAGE}
-    assert {key: conditions[key] for key in OF_A_LANGUAGE} == {"python": None, "numpy": None, "agent": "c runner 2", "runtime": None}
+    assert {key: conditions[key] for key in OF_A_LANGUAGE} == {"python": None, "numpy": None, "agent": "c runner 3", "runtime": None}
 
 
 def test_the_same_conditions_as_the_agent_here(runner):

@@ -20,14 +20,17 @@ def one_thread():
 def minilm():
     """The published all-MiniLM-L6-v2 with a classifier of random weights, and real commands as its tokenizer cuts them."""
     from pipeline.models.checkpoint import Checkpoint
+    from pipeline.models.config import head_shape
     from pipeline.models.source import find_source
-    from pipeline.tasks.commands import make_commands
+    from pipeline.tasks.commands import command_rows
+    from runtimes.text import TextEncoder
 
-    data = make_commands()
+    rows = command_rows()["test"]
+    labels = sorted({row["label"] for row in rows})
     torch.manual_seed(0)
-    checkpoint = Checkpoint.load(find_source("sentence-transformers/all-MiniLM-L6-v2"), data.labels)
-    checkpoint.model.classifier.weight.data.normal_(0, 0.5)
-    encoded = checkpoint.encode(data.test, {label: i for i, label in enumerate(data.labels)}, 32)
-    by_length = np.argsort(encoded.lengths, kind="stable")
-    chosen = by_length[np.linspace(0, len(by_length) - 1, 40).astype(int)]
-    return checkpoint.model, [encoded.text(row).tolist() for row in chosen]
+    head = head_shape("classifier", ["logits"], "first", len(labels), pooler=True)
+    checkpoint = Checkpoint.load(find_source("sentence-transformers/all-MiniLM-L6-v2"), [head], labels)
+    checkpoint.model.heads["classifier"].weight.data.normal_(0, 0.5)
+    encoded = TextEncoder.of(checkpoint.tokenizer, 32).encode_batch([row["text"] for row in rows])
+    id_lists = sorted((encoding.ids for encoding in encoded), key=len)
+    return checkpoint.model, [id_lists[i] for i in np.linspace(0, len(id_lists) - 1, 40).astype(int)]

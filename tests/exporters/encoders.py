@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from pipeline.models.config import EncoderConfig, layer_shape
+from pipeline.models.config import EncoderConfig, head_shape, layer_shape
 from pipeline.models.encoder import Encoder, NoNorm
 from pipeline.models.hub import config_fields
 from pipeline.models.linear import Quaternion
@@ -101,6 +101,21 @@ OWN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Shapes that the methods of this package make of them."""
 KINDS = (*HUB, *OWN)
+TAGS = 7
+HEADS: dict[str, list[dict[str, Any]]] = {
+    "tags": [head_shape("classifier", ["logits"], "all", TAGS)],
+    "intent and slots": [
+        head_shape("classifier", ["logits"], "first", LABELS, pooler=True), head_shape("slots", ["slot_logits"], "all", TAGS),
+    ],
+    "span": [head_shape("span", ["start_logits", "end_logits"], "all", 2)],
+    "mean": [head_shape("embedding", ["sentence_embedding"], "mean", None, normalized=True)],
+    "narrow mean": [head_shape("embedding", ["sentence_embedding"], "mean", 12, normalized=True)],
+    "first vector": [head_shape("embedding", ["sentence_embedding"], "first", None, normalized=True)],
+    "two of a text": [
+        head_shape("classifier", ["logits"], "first", LABELS, pooler=True), head_shape("slots", ["slot_logits"], "first", TAGS, pooler=True),
+    ],
+}  # fmt: skip
+"""What reads the last feature map, beside the classifier of the first token that every kind has by itself."""
 NO_NORM_STUDENTS = ("mobilebert", "mobilebert, narrow", "mobilebert, word", "mobilebert, all", "mobilebert, none", "unequal student")
 SHARED = tuple(kind for kind in KINDS if "albert" in kind or OWN.get(kind, {}).get("shared_with"))
 """Whole layers share their weights."""

@@ -53,10 +53,11 @@ def small_encoder(kind: str, seed: int = 0, **changes: Any) -> Encoder:
             normal(module.weight, 1, 0.2)
             normal(module.bias, 0, 0.1)
     model.embeddings.word.weight.data[0] = 0  # so that padding behind a text changes nothing in a trigram
-    normal(model.classifier.weight, 0, 2 * model.config.hidden_size**-0.5)
+    classifier = model.heads["classifier"]
+    normal(classifier.weight, 0, 2 * model.config.hidden_size**-0.5)
     sample = texts(32, seed=9, vocabulary=min(VOCABULARY, model.config.vocab_size))
     with torch.no_grad():  # so that every class is the answer to some texts
-        model.classifier.bias -= torch.cat([model(torch.tensor([ids])).logits for ids in sample]).mean(dim=0)
+        classifier.bias -= torch.cat([model(torch.tensor([ids])).logits for ids in sample]).mean(dim=0)
     return model
 
 

@@ -9,22 +9,23 @@ import pytest
 import torch
 
 from exporters.calibration import TEXTS_AT_ONCE, calibrate, smooth
-from exporters.folding import FoldedEncoder, fold
+from exporters.folding import fold
 from exporters.forward import NumpySteps, forward
+from exporters.graph import FoldedEncoder
 from exporters.onnx_writer import write_onnx
-from exporters.parity import torch_results
 from exporters.quant_plan import INT8_STATIC, QuantPlan, Range
 from exporters.tflite_writer import write_tflite
-from pipeline.stages.export import file_results
 from runtimes.errors import BadInput
+from runtimes.text import Encoding
 from tests.exporters import encoders
+from tests.exporters.results import file_logits, inputs, numpy_logits, torch_logits
 from tests.exporters.small_models import KINDS, LONGEST, VOCABULARY, one_thread, small_encoder, texts  # noqa: F401 - a fixture
 
 OUTLIER_WORD = 7
 
 
 def results(model: FoldedEncoder, id_lists: list[list[int]]) -> np.ndarray:
-    return np.concatenate([forward(model, NumpySteps([ids])) for ids in id_lists])
+    return np.concatenate([numpy_logits(model, [ids]) for ids in id_lists])
 
 
 def assert_ranges(got: dict[str, Range], expected: dict[str, Range]) -> None:
@@ -46,7 +47,7 @@ def test_ranges_are_the_extremes_that_torch_sees():
         for ids in id_lists:
             model(torch.tensor([ids]))
     root = 8**-0.5
-    sources = {"pooler": [("pooler", torch.tanh)], "classifier": [("classifier", None)]}
+    sources = {"pooler": [("pooler", torch.tanh)], "classifier": [("heads.classifier", None)]}
     for i in (0, 1):
         attention = f"layers.{i}.attention"
         query, key, value = (f"{attention}.query", lambda y: y * root), (f"{attention}.key", None), (f"{attention}.value", None)
@@ -59,7 +60,7 @@ def test_ranges_are_the_extremes_that_torch_sees():
         inputs = torch.cat([x.flatten() for source, _ in group for x, _ in seen[source]])
         outputs = torch.cat([(y if change is None else change(y)).flatten() for source, change in group for _, y in seen[source]])
         expected[name] = Range(*(float(v) for v in (inputs.min(), inputs.max(), outputs.min(), outputs.max())))
-    assert_ranges(calibrate(fold(model, LONGEST), id_lists).ranges, expected)
+    assert_ranges(calibrate(fold(model, LONGEST), inputs(id_lists)).ranges, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,8 +77,8 @@ def test_many_texts_at_once_are_each_text_alone(kind):
         channels[name] = np.maximum(channels.get(name, 0), np.abs(x).max(axis=0))
 
     for ids in id_lists:
-        forward(model, NumpySteps([ids], watch))
-    found = calibrate(model, id_lists)
+        forward(model, NumpySteps(inputs([ids]), watch))
+    found = calibrate(model, inputs(id_lists))
     assert_ranges(found.ranges, {name: Range(low[name][0], high[name][0], low[name][1], high[name][1]) for name in low})
     assert set(found.channels) == set(channels)
     for name, peak in channels.items():
@@ -90,8 +91,8 @@ def test_one_odd_text_stretches_every_range_unless_coverage_leaves_it_out():
     folded = fold(model, LONGEST)
     usual = [ids for ids in texts(60) if OUTLIER_WORD not in ids][:39]
     id_lists = [*usual[:20], [*usual[0][:4], OUTLIER_WORD, *usual[0][4:8]], *usual[20:]]
-    without = calibrate(folded, usual).ranges
-    whole, most = calibrate(folded, id_lists, coverage=1.0).ranges, calibrate(folded, id_lists, coverage=0.95).ranges
+    without = calibrate(folded, inputs(usual)).ranges
+    whole, most = calibrate(folded, inputs(id_lists), coverage=1.0).ranges, calibrate(folded, inputs(id_lists), coverage=0.95).ranges
     for name in ("embeddings.projection", "layers.0.ffns.0.down", "layers.1.out"):
         assert whole[name].input_max > 4 * without[name].input_max, name
         assert 0.5 * without[name].input_max < most[name].input_max <= without[name].input_max, name
@@ -103,18 +104,21 @@ def test_one_odd_text_stretches_every_range_unless_coverage_leaves_it_out():
 def test_texts_that_are_none_of_the_task_are_refused():
     model = fold(small_encoder("bert"), LONGEST)
     good = texts(8)
-    calibrate(model, good)
+    calibrate(model, inputs(good))
     for count in (0, 7):
         with pytest.raises(BadInput, match=rf"^calibration: {count} texts; at least 8 of the task's own are needed"):
-            calibrate(model, good[:count])
+            calibrate(model, inputs(good[:count]))
     for ids in ([2, VOCABULARY], [2, -1], []):
         with pytest.raises(BadInput, match=rf"^calibration text 6: token ids outside the vocabulary of {VOCABULARY}; was another tokenizer used\?"):
-            calibrate(model, [*good[:5], ids, *good[5:]])
+            calibrate(model, inputs([*good[:5], ids, *good[5:]]))
     with pytest.raises(BadInput, match=rf"^calibration text 9: {LONGEST + 1} tokens, the model takes {LONGEST}"):
-        calibrate(model, [*good, [5] * (LONGEST + 1)])
+        calibrate(model, inputs([*good, [5] * (LONGEST + 1)]))
+    two = fold(small_encoder("bert"), LONGEST, segments=2)
+    with pytest.raises(BadInput, match=r"^calibration text 9: token types \[0, 2\], the model has 2"):
+        calibrate(two, [*inputs(good, segments=2), Encoding([5, 6], [0, 2])])
     for coverage in (0.0, 0.49, 1.01, float("nan")):
         with pytest.raises(BadInput, match=r"coverage .* must lie between 0\.5 and 1"):
-            calibrate(model, good, coverage)
+            calibrate(model, inputs(good), coverage)
 
 
 def changed_matrices(before: FoldedEncoder, after: FoldedEncoder) -> set[str]:
@@ -137,7 +141,7 @@ def test_smoothing_changes_weights_and_not_the_function(kind, strength):
     encoder = small_encoder(kind)
     model = fold(encoder, LONGEST)
     id_lists = texts(24, seed=1)
-    even = smooth(model, calibrate(model, texts(40)).channels, strength)
+    even = smooth(model, calibrate(model, inputs(texts(40))).channels, strength)
     expected = results(model, id_lists)
     assert np.abs(results(even, id_lists) - expected).max() < 1e-4
     with torch.no_grad():
@@ -162,10 +166,10 @@ def test_smoothing_changes_weights_and_not_the_function(kind, strength):
 def test_smoothing_leaves_the_function_of_thin_empty_and_shared_matrices(kind, activation):
     encoder = encoders.encoder(kind, activation=activation)
     model = fold(encoder, encoders.LONGEST)
-    seen = calibrate(model, encoders.texts(24))
+    seen = calibrate(model, inputs(encoders.texts(24)))
     assert set(seen.ranges) == {linear.name for linear, _ in model.linears()}
     even = smooth(model, seen.channels, 0.7)
-    expected = torch_results(encoder, encoders.texts(16, seed=5))
+    expected = torch_logits(encoder, encoders.texts(16, seed=5))
     assert np.abs(results(even, encoders.texts(16, seed=5)) - expected).max() < 1e-4 * max(1, np.abs(expected).max())
     changed = changed_matrices(model, even)
     if model.shares or "quaternion" in kind:
@@ -187,13 +191,13 @@ def unevenness(channels: np.ndarray) -> float:
 
 def static_error(model: FoldedEncoder, path, id_lists: list[list[int]]) -> float:
     """Mean |error| of the int8-static file of ``model``, relative to its logits."""
-    plan = QuantPlan(INT8_STATIC, ranges=calibrate(model, texts(60)).ranges)
+    plan = QuantPlan(INT8_STATIC, ranges=calibrate(model, inputs(texts(60))).ranges)
     if path.suffix == ".onnx":
         write_onnx(model, path, plan)
     else:
         write_tflite(model, path, [LONGEST], plan)
     expected = results(model, id_lists)
-    return float(np.abs(file_results(path, id_lists) - expected).mean() / np.abs(expected).mean())
+    return float(np.abs(file_logits(path, id_lists) - expected).mean() / np.abs(expected).mean())
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "tflite"])
@@ -217,9 +221,9 @@ def test_smoothing_evens_out_a_channel_and_the_static_file_gains(tmp_path, kind,
             for third in range(3):
                 encoder.embeddings.projection.weight[:, 3 + 16 * third] /= 200
     model = fold(encoder, LONGEST)
-    before = calibrate(model, texts(60)).channels
+    before = calibrate(model, inputs(texts(60))).channels
     even = smooth(model, before, 0.5)
-    after = calibrate(even, texts(60)).channels
+    after = calibrate(even, inputs(texts(60))).channels
     assert unevenness(before[name]) > 50
     assert unevenness(after[name]) < 0.2 * unevenness(before[name])
     id_lists = texts(40, seed=1)
@@ -229,7 +233,7 @@ def test_smoothing_evens_out_a_channel_and_the_static_file_gains(tmp_path, kind,
 
 def test_a_strength_outside_0_to_1_is_refused():
     model = fold(small_encoder("bert"), LONGEST)
-    channels = calibrate(model, texts(8)).channels
+    channels = calibrate(model, inputs(texts(8))).channels
     for strength in (-0.1, 1.1, float("nan")):
         with pytest.raises(BadInput, match=r"smooth: .* must lie between 0 and 1"):
             smooth(model, channels, strength)

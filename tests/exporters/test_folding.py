@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from exporters import folding
-from exporters.folding import MAX_SPREAD, QUATERNION_SIGNS, FoldedEncoder, Norm, fold
+from exporters.folding import MAX_SPREAD, fold
 from exporters.forward import NumpySteps, forward
+from exporters.graph import QUATERNION_SIGNS, FoldedEncoder, Norm
 from exporters.parity import torch_results
 from pipeline.models.encoder import Encoder, NoNorm
 from pipeline.models.linear import HAMILTON, LowRank, Quaternion
@@ -27,18 +28,15 @@ from tests.exporters.encoders import (
     last_attention_is_shared,
     texts,
 )  # fmt: skip
+from tests.exporters.results import inputs, numpy_logits, torch_logits
 
 LISTS = texts(24)
 
 
-def folded_results(model: FoldedEncoder, lists: list) -> np.ndarray:
-    return forward(model, NumpySteps(lists))
-
-
 def difference(model: Encoder, folded: FoldedEncoder, lists: list) -> float:
     """Largest |difference| from the torch module in float64, relative to the logit where that exceeds 1."""
-    expected = torch_results(copy.deepcopy(model).double(), lists)
-    return float((np.abs(folded_results(folded, lists) - expected) / np.maximum(1, np.abs(expected))).max())
+    expected = torch_logits(copy.deepcopy(model).double(), lists)
+    return float((np.abs(numpy_logits(folded, lists) - expected) / np.maximum(1, np.abs(expected))).max())
 
 
 def norms(model: FoldedEncoder) -> list[Norm]:
@@ -59,16 +57,18 @@ def test_logits_are_those_of_the_torch_module(kind):
     assert difference(model, folded, LISTS) < 1e-4
     for ids in LISTS[:4]:  # alone, where every index starts at 0
         assert difference(model, folded, [ids]) < 1e-4
-    expected = torch_results(model, LISTS)
+    expected = torch_logits(model, LISTS)
     assert expected.std(axis=0).min() > 0.01, "the texts must differ in their logits, or this test sees nothing"
 
 
 @pytest.mark.parametrize("kind", ["bert", "mobilebert"])
 def test_probabilities_are_the_softmax_of_the_logits(kind):
     model = encoder(kind)
-    got = folded_results(fold(model, LONGEST, probabilities=True), LISTS)
-    assert np.abs(got - torch_results(model, LISTS, probabilities=True)).max() < 1e-5
-    assert np.abs(got.sum(axis=1) - 1).max() < 1e-6
+    got = forward(fold(model, LONGEST, activation="softmax"), NumpySteps(inputs(LISTS)))
+    assert list(got) == ["probabilities"]
+    expected = [result["probabilities"] for result in torch_results(model, inputs(LISTS), "softmax")]
+    assert np.abs(got["probabilities"] - np.stack(expected)).max() < 1e-5
+    assert np.abs(got["probabilities"].sum(axis=1) - 1).max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,7 +148,7 @@ def test_a_pretrained_model_on_real_texts(minilm):
     folded = fold(model, 32)
     assert len(set(map(len, lists))) > 5
     assert difference(model, folded, lists) < 1e-4
-    assert len(set(folded_results(folded, lists).argmax(axis=1).tolist())) > 3, "texts that are all decided alike prove little"
+    assert len(set(numpy_logits(folded, lists).argmax(axis=1).tolist())) > 3, "texts that are all decided alike prove little"
     assert folded.positions.rows.shape == (32, 384)
 
 
@@ -444,7 +444,7 @@ def test_shared_parts_keep_one_set_of_weights(kind):
     unique = sum(array.size for array in stored.values())
     matrices = [module for layer in model.layers for module in layer.modules() if isinstance(module, (torch.nn.Linear, Quaternion))]
     expected = sum((m.blocks if isinstance(m, Quaternion) else m.weight).numel() for m in dict.fromkeys(matrices))
-    head = model.classifier.weight.numel() + (0 if model.pooler is None else model.pooler.weight.numel())
+    head = model.heads["classifier"].weight.numel() + (0 if model.pooler is None else model.pooler.weight.numel())
     assert unique <= expected + head
 
 

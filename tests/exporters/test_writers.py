@@ -22,8 +22,9 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto, numpy_helper
 
 from exporters.calibration import calibrate
-from exporters.folding import FoldedEncoder, Linear, fold
+from exporters.folding import fold
 from exporters.forward import NumpySteps, forward
+from exporters.graph import FoldedEncoder, Linear
 from exporters.onnx_writer import BLOCK, FUSED, IR_VERSION, OPSET, TABLE_ZERO, WATCHED, write_onnx
 from exporters.parity import TOLERANCE, check_parity, first_wrong_fold, first_wrong_tensor, torch_results
 from exporters.quant_plan import FLOAT32, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8, tensor_names
@@ -31,6 +32,7 @@ from exporters.tflite_writer import PER_CHANNEL, write_tflite
 from runtimes.backends import OnnxModel, load_model
 from runtimes.errors import BadInput, GateFailed
 from tests.exporters.encoders import BIG, BIG_LONGEST, KINDS, LABELS, LONGEST, THIN, big_encoder, big_texts, encoder, texts
+from tests.exporters.results import file_logits, inputs, numpy_logits, torch_logits
 
 FORMATS = ("onnx", "tflite")
 BUCKETS = [4, 9, LONGEST]
@@ -51,12 +53,16 @@ def write(model: FoldedEncoder, path: Path, plan: QuantPlan | None = None, bucke
 
 
 def plan_for(model: FoldedEncoder, precision: str, lists: list = FEWER) -> QuantPlan:
-    return QuantPlan(precision, (), calibrate(model, lists).ranges if precision == INT8_STATIC else {})
+    return QuantPlan(precision, (), calibrate(model, inputs(lists)).ranges if precision == INT8_STATIC else {})
 
 
-def results(path: Path, lists: list) -> np.ndarray:
-    model = load_model(path)
-    return np.stack([model.logits(ids) for ids in lists])
+def as_results(logits: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Logits [N, C] as :func:`exporters.parity.torch_results` gives them."""
+    return [{"logits": row} for row in logits]
+
+
+def batch_logits(model: OnnxModel, pad_id: int) -> np.ndarray:
+    return np.stack([result["logits"] for result in model.run_batch(inputs(FEWER), pad_id)])
 
 
 def likeness(got: np.ndarray, expected: np.ndarray) -> float:
@@ -136,7 +142,7 @@ def big_plan(kind: str, precision: str) -> QuantPlan:
 
 @cache
 def big_results(kind: str) -> np.ndarray:
-    return torch_results(big_encoder(kind), big_texts())
+    return torch_logits(big_encoder(kind), big_texts())
 
 
 # --- fp32: the same function -------------------------------------------------------------------------------------------
@@ -145,18 +151,18 @@ def big_results(kind: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_files_compute_the_model(kind, tmp_path):
     model = encoder(kind)
-    folded, expected = fold(model, LONGEST), torch_results(model, LISTS)
+    folded, expected = fold(model, LONGEST), torch_logits(model, LISTS)
     assert len(LISTS) >= 100 and {len(ids) for ids in LISTS} >= set(range(1, LONGEST + 1))
     for format_ in FORMATS:
-        assert check_parity(expected, write(folded, tmp_path / f"m.{format_}"), LISTS).worst < 1e-5
+        assert check_parity(as_results(expected), write(folded, tmp_path / f"m.{format_}"), inputs(LISTS)).worst < 1e-5
 
 
 def test_a_pretrained_model_on_real_texts(minilm, tmp_path):
     model, lists = minilm
-    folded, expected = fold(model, 32), torch_results(model, lists)
+    folded, expected = fold(model, 32), torch_logits(model, lists)
     for format_ in FORMATS:
-        assert check_parity(expected, write(folded, tmp_path / f"m.{format_}", buckets=[8, 16, 32]), lists).worst < 1e-4
-        got = results(write(folded, tmp_path / f"q.{format_}", QuantPlan(INT8), buckets=[8, 16, 32]), lists)
+        assert check_parity(as_results(expected), write(folded, tmp_path / f"m.{format_}", buckets=[8, 16, 32]), inputs(lists)).worst < 1e-4
+        got = file_logits(write(folded, tmp_path / f"q.{format_}", QuantPlan(INT8), buckets=[8, 16, 32]), lists)
         assert likeness(got, expected) > 0.98
         assert (got.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.9
 
@@ -168,7 +174,7 @@ def test_files_for_two_segments_read_token_types(kind, tmp_path):
     types = [[0] * (len(ids) // 2) + [1] * (len(ids) - len(ids) // 2) for ids in FEWER]
     with torch.no_grad():
         expected = np.concatenate([model(torch.tensor([ids]), None, torch.tensor([own])).logits for ids, own in zip(FEWER, types, strict=True)])
-    assert np.abs(expected - torch_results(model, FEWER)).max() > 0.01, "types must matter, or this test sees nothing"
+    assert np.abs(expected - torch_logits(model, FEWER)).max() > 0.01, "types must matter, or this test sees nothing"
     onnx_file, tflite_file = write(folded, tmp_path / "m.onnx"), write(folded, tmp_path / "m.tflite")
     assert np.abs(run_onnx(onnx_file, FEWER, types)["logits"] - expected).max() < 1e-4
     for number, (ids, own) in enumerate(zip(FEWER[:16], types, strict=False)):
@@ -176,7 +182,7 @@ def test_files_for_two_segments_read_token_types(kind, tmp_path):
         for bucket in (bucket for bucket in BUCKETS if bucket >= len(ids)):
             assert np.abs(run_tflite(tflite_file, ids, own, bucket)["logits"] - expected[number]).max() < 1e-4
     for path in (onnx_file, tflite_file):  # and without types a text is one segment
-        check_parity(torch_results(model, FEWER), path, FEWER)
+        check_parity(as_results(torch_logits(model, FEWER)), path, inputs(FEWER))
         quantized = write(folded, path.with_stem("int8"), QuantPlan(INT8))
         got = run_onnx(quantized, FEWER, types)["logits"] if path is onnx_file else None
         got = np.concatenate([run_tflite(quantized, ids, own)["logits"] for ids, own in zip(FEWER, types, strict=True)]) if got is None else got
@@ -186,7 +192,8 @@ def test_files_for_two_segments_read_token_types(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["bert", "mobilebert", "albert"])
 def test_probabilities_are_the_softmax_of_the_logits(kind, tmp_path):
     model = encoder(kind)
-    folded, expected = fold(model, LONGEST, probabilities=True), torch_results(model, FEWER, probabilities=True)
+    folded = fold(model, LONGEST, activation="softmax")
+    expected = np.stack([result["probabilities"] for result in torch_results(model, inputs(FEWER), "softmax")])
     for plan, within in ((QuantPlan(FLOAT32), 1e-5), (QuantPlan(INT8), 0.1), (plan_for(folded, INT8_STATIC), 0.1)):
         got = {
             "onnx": run_onnx(write(folded, tmp_path / "m.onnx", plan), FEWER),
@@ -202,12 +209,12 @@ def test_probabilities_are_the_softmax_of_the_logits(kind, tmp_path):
 
 def test_parity_refuses_another_function(tmp_path):
     model = encoder("mobilebert")
-    expected = torch_results(model, LISTS)
+    expected = torch_logits(model, LISTS)
     expected[7, 1] += 0.5
     for format_ in FORMATS:
         path = write(fold(model, LONGEST), tmp_path / f"m.{format_}")
-        with pytest.raises(GateFailed, match=rf"m\.{format_}: run alone, text 7 of 110 .* differs from the torch model by 0\.5"):
-            check_parity(expected, path, LISTS)
+        with pytest.raises(GateFailed, match=rf"m\.{format_}: run alone, text 7 of 110 .* differs from the torch model by 0\.5 in logits"):
+            check_parity(as_results(expected), path, inputs(LISTS))
 
 
 def test_the_word_of_the_padding_reaches_no_text(tmp_path):
@@ -215,9 +222,9 @@ def test_the_word_of_the_padding_reaches_no_text(tmp_path):
     model = encoder("mobilebert")
     model.embeddings.word.weight.data[0] = 3.0
     lists = [ids for ids in LISTS if 0 not in ids]
-    expected = torch_results(model, lists)
+    expected = torch_logits(model, lists)
     for format_ in FORMATS:
-        check_parity(expected, write(fold(model, LONGEST), tmp_path / f"m.{format_}"), lists)
+        check_parity(as_results(expected), write(fold(model, LONGEST), tmp_path / f"m.{format_}"), inputs(lists))
 
 
 # --- what consumers find -----------------------------------------------------------------------------------------------
@@ -269,14 +276,14 @@ def test_one_onnx_file_takes_any_batch_and_length(kind, precision, tmp_path):
     folded = fold(encoder(kind), LONGEST)
     path = write(folded, tmp_path / "m.onnx", plan_for(folded, precision))
     if precision in (FLOAT32, INT8_STATIC):  # ranges of activations that come with the batch do depend on it
-        alone, within = results(path, FEWER), 1e-5 if precision == FLOAT32 else 0.02
+        alone, within = file_logits(path, FEWER), 1e-5 if precision == FLOAT32 else 0.02
         for first, count in ((0, 1), (1, 2), (3, 8), (0, len(FEWER))):
             for width in (0, LONGEST):
                 rows = FEWER[first : first + count]
                 assert np.abs(run_onnx(path, rows, width=width)["logits"] - alone[first : first + count]).max() < within
     got = run_onnx(path, FEWER)["logits"]
     assert got.shape == (len(FEWER), LABELS)
-    expected = forward(folded, NumpySteps(FEWER))
+    expected = numpy_logits(folded, FEWER)
     assert likeness(got, expected) > (0.85 if precision == INT4 else 0.98)
 
 
@@ -285,9 +292,9 @@ def test_what_the_padding_holds_changes_nothing(precision, tmp_path):
     path = write(fold(encoder("bert"), LONGEST), tmp_path / "m.onnx", QuantPlan(precision))
     model = OnnxModel(path)
     if precision == FLOAT32:
-        assert np.abs(model.batch_logits(FEWER, pad_id=0) - model.batch_logits(FEWER, pad_id=50)).max() < 1e-5
+        assert np.abs(batch_logits(model, 0) - batch_logits(model, 50)).max() < 1e-5
     else:
-        assert likeness(model.batch_logits(FEWER, pad_id=0), model.batch_logits(FEWER, pad_id=50)) > 0.99
+        assert likeness(batch_logits(model, 0), batch_logits(model, 50)) > 0.99
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert", "mobilebert"])
@@ -298,13 +305,16 @@ def test_a_tflite_file_has_one_signature_for_each_bucket(kind, tmp_path):
     assert set(signatures) == {"serving_4", "serving_9", f"serving_{LONGEST}"}
     for name, signature in signatures.items():
         length = int(name.removeprefix("serving_"))
-        assert {key: list(value) for key, value in signature.items()} == {"inputs": ["attention_mask", "input_ids"], "outputs": ["logits"]}
+        assert {key: set(value) for key, value in signature.items()} == {"inputs": {"input_ids", "attention_mask"}, "outputs": {"logits"}}
         runner = interpreter.get_signature_runner(name)
         for details in runner.get_input_details().values():
             assert (details["dtype"], list(details["shape"])) == (np.int32, [1, length])
         (details,) = runner.get_output_details().values()
         assert (details["dtype"], list(details["shape"])) == (np.float32, [1, LABELS])
     assert load_model(path).buckets == [4, 9, LONGEST]
+    file = read_tflite(path)  # runtimes list the inputs of a signature in orders of their own
+    for signature, graph in zip(file.signatureDefs, file.subgraphs, strict=True):
+        assert [(entry.name, entry.tensorIndex) for entry in signature.inputs] == list(zip([b"input_ids", b"attention_mask"], graph.inputs, strict=True))
     assert path.read_bytes()[4:8] == b"TFL3"
 
 
@@ -314,13 +324,13 @@ def test_a_tflite_file_has_one_signature_for_each_bucket(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantized_files_of_every_kind_stay_near_the_model(kind, tmp_path):
     model = encoder(kind)
-    folded, expected = fold(model, LONGEST), torch_results(model, MIDDLE)
+    folded, expected = fold(model, LONGEST), torch_logits(model, MIDDLE)
     for precision, least in ((INT8, 0.99), (INT8_STATIC, 0.985), (INT4, 0.85)):
         plan = plan_for(folded, precision, MIDDLE)
         if "low rank" in kind:  # rounded twice, and in 4 bits that is the rounding of the weights, see below
             least = {INT8: 0.99, INT8_STATIC: 0.975, INT4: 0.65}[precision]
         for format_ in FORMATS:
-            got = results(write(folded, tmp_path / f"q.{format_}", plan, [LONGEST]), MIDDLE)
+            got = file_logits(write(folded, tmp_path / f"q.{format_}", plan, [LONGEST]), MIDDLE)
             assert likeness(got, expected) > least, (precision, format_)
             if precision != INT4:
                 assert np.abs(got - expected).max() < 0.2 * np.abs(expected).max(), (precision, format_)
@@ -330,10 +340,11 @@ def test_quantized_files_of_every_kind_stay_near_the_model(kind, tmp_path):
 def test_files_of_few_bits_are_the_model_with_rounded_weights(kind, tmp_path):
     """What is left is the rounding of activations to 8 bits. The matrices are narrower than a block, but for those of FFNs."""
     folded = pickle.loads(pickle.dumps(fold(encoder(kind), LONGEST)))
-    exact = results(write(folded, tmp_path / "m.onnx"), MIDDLE)
+    exact = file_logits(write(folded, tmp_path / "m.onnx"), MIDDLE)
+    words = (("embeddings.words", FLOAT32),)
     files = {f"{precision}.{format_}": (precision, format_) for precision in (INT8, INT4) for format_ in FORMATS}
     got = {
-        name: results(write(folded, tmp_path / f"{precision}.{format_}", QuantPlan(precision, (("embeddings.words", FLOAT32),)), [LONGEST]), MIDDLE)
+        name: file_logits(write(folded, tmp_path / f"{precision}.{format_}", QuantPlan(precision, words), [LONGEST]), MIDDLE)
         for name, (precision, format_) in files.items()
     }  # fmt: skip
     for name, (precision, format_) in files.items():
@@ -344,7 +355,7 @@ def test_files_of_few_bits_are_the_model_with_rounded_weights(kind, tmp_path):
             for begin in range(0, columns, size):
                 codes, scales = rows_to_int8(linear.weight[:, begin : begin + size], 4 if precision == INT4 else 8)
                 linear.weight[:, begin : begin + size] = codes * scales[:, None]
-        reference = forward(rounded, NumpySteps(MIDDLE))
+        reference = numpy_logits(rounded, MIDDLE)
         assert likeness(got[name], reference) > 0.99, name
         if precision == INT4:
             assert likeness(got[name], reference) > likeness(got[name], exact), name
@@ -356,7 +367,7 @@ def test_quantized_files_stay_near_a_larger_model(kind, least, tmp_path):
     for precision, least in ((INT8, 0.99), (INT8_STATIC, 0.985), (INT4, least)):  # noqa: B020
         plan = big_plan(kind, precision)
         for format_ in FORMATS:
-            got = results(write(folded, tmp_path / f"q.{format_}", plan, BIG_BUCKETS), big_texts())
+            got = file_logits(write(folded, tmp_path / f"q.{format_}", plan, BIG_BUCKETS), big_texts())
             assert likeness(got, expected) > least, (precision, format_)
 
 
@@ -467,7 +478,7 @@ def test_static_files_hold_fixed_ranges(kind, tmp_path):
 
 def test_rules_decide_matrix_by_matrix(tmp_path):
     model = encoder("mobilebert")
-    folded, expected = fold(model, LONGEST), torch_results(model, FEWER)
+    folded, expected = fold(model, LONGEST), torch_logits(model, FEWER)
     rules = ((r"layers\.0\..*", FLOAT32), ("classifier", INT4), ("embeddings.words", FLOAT32))
     plan = QuantPlan(INT8, rules)
     held = {re.sub(r"\.\d+$", "", name): value for name, value in initializers(write(folded, tmp_path / "m.onnx", plan)).items()}
@@ -478,7 +489,7 @@ def test_rules_decide_matrix_by_matrix(tmp_path):
         wanted = FLOAT32 if name.startswith("layers.0.") or name == "embeddings.words" else INT4 if name == "classifier" else INT8
         assert (held[name].dtype, tensors[name]) == kinds[wanted], name
     for format_ in FORMATS:
-        assert likeness(results(tmp_path / f"m.{format_}", FEWER), expected) > 0.95
+        assert likeness(file_logits(tmp_path / f"m.{format_}", FEWER), expected) > 0.95
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -494,7 +505,7 @@ def test_rules_decide_factor_by_factor(format_, tmp_path):
         held = {tensor.name.decode(): tensor.type for tensor in read_tflite(path).subgraphs[0].tensors}
         codes = {INT8: schema.TensorType.INT8, INT4: schema.TensorType.INT4, FLOAT32: schema.TensorType.FLOAT32}
     assert {name: held[name] for name in tensor_names(folded)} == {name: codes[plan.precision(name)] for name in tensor_names(folded)}
-    assert likeness(results(path, FEWER), torch_results(model, FEWER)) > 0.98
+    assert likeness(file_logits(path, FEWER), torch_logits(model, FEWER)) > 0.98
 
 
 @pytest.mark.parametrize(("kind", "ranged"), [("quaternion", False), ("quaternion student", False), ("low rank student", True)])
@@ -524,14 +535,14 @@ def test_a_table_in_8_bits_alone(kind, tmp_path):
     folded = fold(model, LONGEST)
     plan = QuantPlan(INT8).only("embeddings.words")
     for format_ in FORMATS:
-        got = results(write(folded, tmp_path / f"m.{format_}", plan), FEWER)
+        got = file_logits(write(folded, tmp_path / f"m.{format_}", plan), FEWER)
         if format_ == "onnx":
             rows = np.round(folded.words.rows / (np.abs(folded.words.rows).max() / 127)) * (np.abs(folded.words.rows).max() / 127)
         else:
             scales = np.abs(folded.words.rows).max(axis=1, keepdims=True) / 127
             rows = np.round(folded.words.rows / np.where(scales > 0, scales, 1)) * scales
         rounded = replace(folded, words=replace(folded.words, rows=rows.astype(np.float32)))
-        assert np.abs(got - forward(rounded, NumpySteps(FEWER))).max() < 1e-3
+        assert np.abs(got - numpy_logits(rounded, FEWER)).max() < 1e-3
     assert {item.domain for item in onnx.load(tmp_path / "m.onnx").opset_import} == {""}
 
 
@@ -614,7 +625,7 @@ def test_one_more_bucket_costs_less_than_two_per_cent(precision, tmp_path):
 )  # fmt: skip
 def test_a_file_for_old_runtimes_has_one_scale_per_tensor(kind, tmp_path):
     model = encoder(kind)
-    folded, expected = fold(model, LONGEST), torch_results(model, FEWER)
+    folded, expected = fold(model, LONGEST), torch_logits(model, FEWER)
     path = write(folded, tmp_path / "old.tflite", QuantPlan(INT8), old_runtimes=True)
     file = read_tflite(path)
     for graph in file.subgraphs:
@@ -630,9 +641,9 @@ def test_a_file_for_old_runtimes_has_one_scale_per_tensor(kind, tmp_path):
                     scales = None if tensor.quantization is None else tensor.quantization.scale
                     assert scales is None or np.size(scales) <= 1, tensor.name
         assert seen == {"FULLY_CONNECTED": sum(1 for _ in folded.linears()), "EMBEDDING_LOOKUP": 2}
-    got = results(path, FEWER)
+    got = file_logits(path, FEWER)
     assert likeness(got, expected) > 0.99
-    new = results(write(folded, tmp_path / "new.tflite", QuantPlan(INT8)), FEWER)
+    new = file_logits(write(folded, tmp_path / "new.tflite", QuantPlan(INT8)), FEWER)
     assert np.abs(got - new).max() < 0.05 * np.abs(expected).max(), "the same codes in another order of steps"
 
 
@@ -717,7 +728,7 @@ def altered(model: FoldedEncoder, name: str, by: float = 1.5) -> FoldedEncoder:
     model = pickle.loads(pickle.dumps(model))
     linear = linears_by_name(model)[name]
     at_work: list[np.ndarray] = []
-    forward(model, NumpySteps([LISTS[-1]], lambda seen, x, y, starts: at_work.append(np.abs(y).min(axis=0)) if seen == name else None))
+    forward(model, NumpySteps(inputs([LISTS[-1]]), lambda seen, x, y, starts: at_work.append(np.abs(y).min(axis=0)) if seen == name else None))
     linear.weight[int(at_work[0].argmax())] *= by
     return model
 
@@ -737,9 +748,9 @@ def test_watched_files_show_the_result_of_every_matrix(kind, format_, tmp_path):
     path = write(folded, tmp_path / f"m.{format_}", buckets=[LONGEST], watch=True)
     got = watched_results(path, ids)
     expected: dict[str, np.ndarray] = {}
-    result = forward(folded, NumpySteps([ids], lambda name, x, y, starts: expected.__setitem__(name, y)))
+    result = forward(folded, NumpySteps(inputs([ids]), lambda name, x, y, starts: expected.__setitem__(name, y)))
     assert set(got) == {"logits", *linears_by_name(folded)}
-    assert np.abs(got["logits"] - result).max() < 1e-4
+    assert np.abs(got["logits"] - result["logits"]).max() < 1e-4
     for name, value in expected.items():
         found = got[name].reshape(-1, value.shape[1])[: len(value)]
         assert np.abs(found - value).max() < TOLERANCE * max(1.0, np.abs(value).max()), name
@@ -755,7 +766,7 @@ def test_a_watched_file_with_a_changed_weight_differs_first_at_that_matrix(kind,
     ids = LISTS[-1]
     got = watched_results(write(altered(folded, name), tmp_path / f"m.{format_}", buckets=[LONGEST], watch=True), ids)
     seen: dict[str, np.ndarray] = {}
-    forward(folded, NumpySteps([ids], lambda name, x, y, starts: seen.__setitem__(name, y)))
+    forward(folded, NumpySteps(inputs([ids]), lambda name, x, y, starts: seen.__setitem__(name, y)))
     wrong = [n for n, y in seen.items() if np.abs(got[n].reshape(-1, y.shape[1])[: len(y)] - y).max() > TOLERANCE * max(1.0, np.abs(y).max())]
     assert wrong[0] == name
 
@@ -771,10 +782,10 @@ def test_a_watched_file_with_a_changed_weight_differs_first_at_that_matrix(kind,
 def test_the_first_wrong_tensor_is_named(kind, format_, tmp_path):
     folded = fold(encoder(kind), LONGEST)
     for ids in (LISTS[0], LISTS[-1]):
-        assert first_wrong_tensor(folded, tmp_path / f"m.{format_}", ids, BUCKETS) is None
+        assert first_wrong_tensor(folded, tmp_path / f"m.{format_}", *inputs([ids]), BUCKETS) is None
     for name in (list(linears_by_name(folded))[1], "classifier"):
         broken = altered(folded, name, float("nan"))
-        assert first_wrong_tensor(broken, tmp_path / f"m.{format_}", LISTS[-1], BUCKETS) == name
+        assert first_wrong_tensor(broken, tmp_path / f"m.{format_}", *inputs([LISTS[-1]]), BUCKETS) == name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -782,7 +793,7 @@ def test_a_right_fold_has_no_wrong_tensor(kind):
     model = encoder(kind)
     folded = fold(model, LONGEST)
     for ids in (LISTS[0], LISTS[-1]):
-        assert first_wrong_fold(model, folded, ids) is None
+        assert first_wrong_fold(model, folded, *inputs([ids])) is None
 
 
 @pytest.mark.parametrize(
@@ -801,8 +812,8 @@ def test_the_first_wrong_fold_is_named(kind):
         parts = next((read.parts for layer in folded.layers for read in layer.reads if read.linear.name == name), ())
         if {"inner", "shared"} & {part for part, _ in parts}:
             continue  # the row that changes may be one of a bottleneck, which shows later
-        assert first_wrong_fold(model, altered(folded, name, -2), LISTS[-1]) == name
+        assert first_wrong_fold(model, altered(folded, name, -2), *inputs([LISTS[-1]])) == name
     if not folded.shares:
         for name in (name for name in names if name.endswith((".output", ".down"))):  # shows in the next that is compared
             expected = next(n for n in names[names.index(name) + 1 :] if n in compared)
-            assert first_wrong_fold(model, altered(folded, name, -2), LISTS[-1]) == expected
+            assert first_wrong_fold(model, altered(folded, name, -2), *inputs([LISTS[-1]])) == expected

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runtimes.classifier import Classifier, choose_model
 
 from runtimes import backends, classifier
 from runtimes.bundle import CHECKSUMS, check_sums, is_safe_name, open_bundle, write_sums
-from runtimes.classifier import Classifier, choose_model
 from runtimes.errors import BadInput, IntegrityError
 from runtimes.session import SessionOptions
 from runtimes.verify import verify

@@ -37,14 +37,14 @@
 #define MARK 0x7a
 #define MAX_CHOSEN_CORES 1024
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, ".texts files are little-endian");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "inputs files are little-endian");
 
 typedef enum { INFO, LATENCY, MEMORY, OUTPUTS, COUNT, SUSTAINED, MODES } Mode;
 
 static const char *const mode_names[MODES] = {"info", "latency", "memory", "outputs", "count", "sustained"};
 
 typedef struct {
-    int length;          /* 0: the real texts */
+    int length;          /* 0: the real inputs */
     long min_inferences; /* 0: that of the job */
 } Case;
 
@@ -64,12 +64,6 @@ static struct {
     .tolerance = -1, .min_seconds = -1, .root = "",
     .model = {.graph_level = 99, .memory_pattern = true, .memory_arena = true, .share_weights = true},
 };
-
-typedef struct {
-    int count, classes;
-    const int32_t *offsets, *ids;
-    const float *logits; /* [count, classes] */
-} Texts;
 
 typedef struct {
     int64_t *values;
@@ -533,65 +527,25 @@ static void pin(void)
     fail(BAD_JOB, "cannot pin to cores %s]", json_finish(&list));
 }
 
-/* int32 N, int32 C, int32 offsets[N + 1] from 0, int32 ids[offsets[N]], float32 logits[N, C] */
-static Texts read_texts(const char *path)
+static Feed *input_feed(const Inputs *inputs, int number)
 {
-    FILE *file = fopen(path, "re");
-    struct stat facts;
-    if (file == NULL || fstat(fileno(file), &facts) != 0)
-        fail(BAD_JOB, "%s: no texts can be read: %s", path, strerror(errno));
-    size_t bytes = (size_t)facts.st_size, words = bytes / sizeof(int32_t);
-    int32_t *data = allocate(bytes + 2 * sizeof *data);
-    if (fread(data, 1, bytes, file) != bytes)
-        fail(BAD_JOB, "%s: no texts can be read: %s", path, ferror(file) ? strerror(errno) : "it became shorter");
-    fclose(file);
-    Texts texts = {words > 1 ? data[0] : 0, words > 1 ? data[1] : 0, data + 2, NULL, NULL};
-    bool valid = texts.count >= 1 && texts.classes >= 0 && (size_t)texts.count + 3 <= words && texts.offsets[0] == 0;
-    for (int i = 0; valid && i < texts.count; i++)
-        valid = texts.offsets[i + 1] > texts.offsets[i];
-    if (!valid)
-        fail(BAD_JOB, "%s: not a .texts file with one text or more, none of them empty", path);
-    uint64_t needed = (uint64_t)texts.count + 3 + (uint64_t)texts.offsets[texts.count] + (uint64_t)texts.count * (uint64_t)texts.classes;
-    if (needed * sizeof *data != bytes)
-        fail(BAD_JOB, "%s: %zu bytes are too few or too many for %d texts with %d logits each", path, bytes, texts.count, texts.classes);
-    texts.ids = texts.offsets + texts.count + 1;
-    texts.logits = (const float *)(texts.ids + texts.offsets[texts.count]);
-    return texts;
+    int32_t first = inputs->offsets[number];
+    return runtime->make_feed(inputs->ids + first, inputs->types + first, input_length(inputs, number));
 }
 
-static int text_length(const Texts *texts, int number)
+static const Outputs *infer_input(const Inputs *inputs, int number)
 {
-    return texts->offsets[number + 1] - texts->offsets[number];
-}
-
-static Feed *text_feed(const Texts *texts, int number)
-{
-    return runtime->make_feed(texts->ids + texts->offsets[number], text_length(texts, number));
-}
-
-static const float *infer_text(const Texts *texts, int number, int *classes)
-{
-    Feed *feed = text_feed(texts, number);
+    Feed *feed = input_feed(inputs, number);
     runtime->run(feed);
-    const float *logits = runtime->finish(classes);
+    const Outputs *outputs = runtime->finish(input_length(inputs, number));
     runtime->free_feed(feed);
-    return logits;
+    return outputs;
 }
 
-/* Refuses a model with a golden logit that is off by more than the tolerance, or not a number. */
-static void check_golden(const Texts *golden)
+static void check_golden(const Inputs *golden)
 {
-    for (int number = 0; number < golden->count; number++) {
-        int classes;
-        const float *logits = infer_text(golden, number, &classes), *expected = golden->logits + (size_t)number * (size_t)golden->classes;
-        double worst = classes == golden->classes ? 0 : NAN;
-        for (int i = 0; !isnan(worst) && i < classes; i++) {
-            double difference = fabsf(logits[i] - expected[i]);
-            worst = isnan(difference) || difference > worst ? difference : worst;
-        }
-        if (!(worst <= job.tolerance))
-            fail(WRONG_OUTPUT, "%s: golden case %d differs by %.4g, at most %.4g is allowed", job.model.model, number + 1, worst, job.tolerance);
-    }
+    for (int number = 0; number < golden->count; number++)
+        check_outputs(job.model.model, infer_input(golden, number), golden, number, job.tolerance);
 }
 
 /* --- measuring --------------------------------------------------------------------------------------------------------- */
@@ -640,7 +594,7 @@ static int64_t timed_run(const Feed *feed)
     int64_t start = now_ns();
     runtime->run(feed);
     int64_t end = now_ns();
-    runtime->finish(NULL);
+    runtime->finish(0);
     return end - start;
 }
 
@@ -661,7 +615,7 @@ typedef struct {
     bool stable;
 } Warmup;
 
-/* One window of inferences again and again until two successive medians agree. It holds the same texts each time, or their
+/* One window of inferences again and again until two successive medians agree. It holds the same inputs each time, or their
  * lengths would be compared. */
 static Warmup warm_up(Feed *const *shapes, size_t shape_count, Feed *const *feeds, size_t feed_count)
 {
@@ -699,7 +653,7 @@ static void time_inferences(Feed *const *feeds, size_t count, size_t first, size
         int64_t start = now_ns();
         runtime->run(feeds[i]);
         int64_t end = now_ns();
-        runtime->finish(NULL);
+        runtime->finish(0);
         add_sample(samples, end - start);
         if (samples->count >= min_inferences && end >= deadline)
             return;
@@ -731,30 +685,34 @@ static void write_summary(Json *json, const Samples *samples)
     free(sorted);
 }
 
-/* The feeds of a case: the texts, or the first of them repeated or cut to one length. */
-static Feed **case_feeds(const Case *measured, const Texts *texts, size_t *count, int *lengths)
+/* The feeds of a case: the inputs, or the first of them repeated or cut to one length. */
+static Feed **case_feeds(const Case *measured, const Inputs *inputs, size_t *count, int *lengths)
 {
-    *count = (size_t)texts->count;
+    *count = (size_t)inputs->count;
     if (measured->length > 0 && *count > (size_t)job.warmup_window)
         *count = (size_t)job.warmup_window;
     Feed **feeds = allocate(*count * sizeof *feeds);
-    int32_t *row = allocate((size_t)(measured->length + 1) * sizeof *row);
+    size_t row = (size_t)(measured->length + 1);
+    int32_t *ids = allocate(row * sizeof *ids), *types = allocate(row * sizeof *types);
     for (size_t i = 0; i < *count; i++) {
-        int number = (int)i, length = text_length(texts, number);
+        int number = (int)i, length = input_length(inputs, number);
         lengths[i] = measured->length > 0 ? measured->length : length;
-        for (int token = 0; token < measured->length; token++)
-            row[token] = texts->ids[texts->offsets[number] + token % length];
-        feeds[i] = measured->length > 0 ? runtime->make_feed(row, measured->length) : text_feed(texts, number);
+        for (int token = 0; token < measured->length; token++) {
+            ids[token] = inputs->ids[inputs->offsets[number] + token % length];
+            types[token] = inputs->types[inputs->offsets[number] + token % length];
+        }
+        feeds[i] = measured->length > 0 ? runtime->make_feed(ids, types, measured->length) : input_feed(inputs, number);
     }
-    free(row);
+    free(ids);
+    free(types);
     return feeds;
 }
 
-static void measure_case(Json *json, const Case *measured, const Texts *texts)
+static void measure_case(Json *json, const Case *measured, const Inputs *inputs)
 {
     size_t count, shape_count = 0;
-    int *lengths = allocate((size_t)texts->count * sizeof *lengths), *computed = allocate((size_t)texts->count * sizeof *computed);
-    Feed **feeds = case_feeds(measured, texts, &count, lengths), **shapes = allocate(count * sizeof(Feed *));
+    int *lengths = allocate((size_t)inputs->count * sizeof *lengths), *computed = allocate((size_t)inputs->count * sizeof *computed);
+    Feed **feeds = case_feeds(measured, inputs, &count, lengths), **shapes = allocate(count * sizeof(Feed *));
     for (size_t i = 0; i < count; i++) { /* one feed of each computed length */
         size_t shape = 0;
         int length = runtime->computed_length(lengths[i]);
@@ -792,12 +750,12 @@ static void measure_case(Json *json, const Case *measured, const Texts *texts)
 }
 
 /* Load and first inference, then each case; all in one process on one loaded model. */
-static void measure_latency(Json *json, const Texts *texts, const Texts *golden)
+static void measure_latency(Json *json, const Inputs *inputs, const Inputs *golden)
 {
     int64_t start = now_ns();
     runtime->load(&job.model);
     int64_t loaded = now_ns();
-    Feed *first = text_feed(golden == NULL ? texts : golden, 0);
+    Feed *first = input_feed(golden == NULL ? inputs : golden, 0);
     int64_t first_ns = timed_run(first);
     runtime->free_feed(first);
     if (golden != NULL)
@@ -806,24 +764,24 @@ static void measure_latency(Json *json, const Texts *texts, const Texts *golden)
     write_milliseconds(json, "first_inference_ms", (double)first_ns);
     json_open(json_key(json, "cases"), '[');
     for (size_t i = 0; i < job.case_count; i++)
-        measure_case(json, &job.cases[i], texts);
+        measure_case(json, &job.cases[i], inputs);
     json_close(json, ']');
 }
 
-static void load_and_check(const Texts *golden)
+static void load_and_check(const Inputs *golden)
 {
     runtime->load(&job.model);
     if (golden != NULL)
         check_golden(golden);
 }
 
-/* Peak RSS after every text ran once, against the RSS with library, texts and golden cases but no model. */
-static void measure_memory(Json *json, const Texts *texts, const Texts *golden)
+/* Peak RSS after every input ran once, against the RSS with library, inputs and golden cases but no model. */
+static void measure_memory(Json *json, const Inputs *inputs, const Inputs *golden)
 {
     Number baseline = read_field(job.root, "proc/self/status", "VmRSS:", 1024);
     load_and_check(golden);
-    for (int number = 0; number < texts->count; number++)
-        infer_text(texts, number, NULL);
+    for (int number = 0; number < inputs->count; number++)
+        infer_input(inputs, number);
     Number peak = read_field(job.root, "proc/self/status", "VmHWM:", 1024);
     json_open(json_key(json, "memory"), '{');
     json_value(json_key(json, "baseline_bytes"), baseline);
@@ -834,57 +792,56 @@ static void measure_memory(Json *json, const Texts *texts, const Texts *golden)
     json_close(json, '}');
 }
 
-/* The logits of every text, for a proof elsewhere that this machine computes what others do. */
-static void write_outputs(Json *json, const Texts *texts, const Texts *golden)
+/* What the model gives for every input, for a proof elsewhere that this machine computes what others do. */
+static void write_outputs(Json *json, const Inputs *inputs, const Inputs *golden)
 {
+    Collected collected = {0};
     FILE *file = fopen(job.output, "we");
-    int classes = 0;
     if (file == NULL)
         fail(BAD_JOB, "%s: cannot be written: %s", job.output, strerror(errno));
     load_and_check(golden);
-    for (int number = 0; number < texts->count; number++) {
-        const float *logits = infer_text(texts, number, &classes);
-        fwrite(logits, sizeof *logits, (size_t)classes, file);
-    }
+    for (int number = 0; number < inputs->count; number++)
+        collect_outputs(job.model.model, &collected, infer_input(inputs, number), number, inputs->count);
+    write_collected(file, inputs, &collected);
     if (fflush(file) != 0 || ferror(file) || fclose(file) != 0)
         fail(BAD_JOB, "%s: cannot be written: %s", job.output, strerror(errno));
-    json_open(json_key(json, "shape"), '[');
-    json_integer(json, texts->count);
-    json_integer(json, classes);
+    json_open(json_key(json, "outputs"), '[');
+    for (size_t i = 0; i < collected.count; i++)
+        json_text(json, collected.outputs[i].name);
     json_close(json, ']');
 }
 
-/* Each text once to warm up and once between two marks, which a kernel refuses and an emulator counts between. */
-static void mark_inferences(Json *json, const Texts *texts, const Texts *golden)
+/* Each input once to warm up and once between two marks, which a kernel refuses and an emulator counts between. */
+static void mark_inferences(Json *json, const Inputs *inputs, const Inputs *golden)
 {
     load_and_check(golden);
-    for (int number = 0; number < texts->count; number++) {
-        Feed *feed = text_feed(texts, number);
+    for (int number = 0; number < inputs->count; number++) {
+        Feed *feed = input_feed(inputs, number);
         timed_run(feed);
         syscall(SYS_getpriority, MARK, 2 * number);
         runtime->run(feed);
         syscall(SYS_getpriority, MARK, 2 * number + 1);
-        runtime->finish(NULL);
+        runtime->finish(0);
         runtime->free_feed(feed);
     }
-    json_integer(json_key(json, "marked"), texts->count);
+    json_integer(json_key(json, "marked"), inputs->count);
 }
 
 /* One window after the other, with clocks and temperatures, to show what heat does. */
-static void measure_sustained(Json *json, const Texts *texts, const Texts *golden)
+static void measure_sustained(Json *json, const Inputs *inputs, const Inputs *golden)
 {
     load_and_check(golden);
-    size_t count = (size_t)texts->count, position = 0;
+    size_t count = (size_t)inputs->count, position = 0;
     Feed **feeds = allocate(count * sizeof *feeds);
     for (size_t i = 0; i < count; i++)
-        feeds[i] = text_feed(texts, (int)i);
+        feeds[i] = input_feed(inputs, (int)i);
     warm_up(feeds, count, feeds, count);
     json_open(json_key(json, "windows"), '[');
     int64_t start = now_ns();
     for (int64_t at; (at = now_ns() - start) < nanoseconds(job.min_seconds);) {
         Samples samples = {0};
         time_inferences(feeds, count, position, 1, job.window_seconds, &samples);
-        position = (position + samples.count) % count; /* so that every window sees a fair mix of the texts */
+        position = (position + samples.count) % count; /* so that every window sees a fair mix of the inputs */
         int64_t *sorted = sorted_copy(&samples);
         json_open(json, '{');
         json_number(json_key(json, "at_s"), (double)at / 1e9, 3);
@@ -918,7 +875,7 @@ static void write_info(Json *json)
 
 static void write_measurement(Json *json)
 {
-    static void (*const measures[MODES])(Json *, const Texts *, const Texts *) = {
+    static void (*const measures[MODES])(Json *, const Inputs *, const Inputs *) = {
         [LATENCY] = measure_latency, [MEMORY] = measure_memory, [OUTPUTS] = write_outputs,
         [COUNT] = mark_inferences, [SUSTAINED] = measure_sustained,
     };
@@ -926,15 +883,15 @@ static void write_measurement(Json *json)
     if (job.cores != NULL)
         pin(); /* before the library is opened, because it may start threads */
     runtime->open(&job.model, name, sizeof name);
-    Texts texts = read_texts(job.inputs), golden = job.golden == NULL ? (Texts){0} : read_texts(job.golden);
-    if (job.golden != NULL && golden.classes == 0)
-        fail(BAD_JOB, "%s: has no logits", job.golden);
+    Inputs inputs = read_inputs(job.inputs), golden = job.golden == NULL ? (Inputs){0} : read_inputs(job.golden);
+    if (job.golden != NULL && golden.output_count == 0)
+        fail(BAD_JOB, "%s: has no outputs", job.golden);
     Json conditions;
     json_start(&conditions);
     write_conditions(&conditions, job.root, name);
     write_state(json_key(&conditions, "before"), job.root, false);
     json_text(json_key(json, "runtime"), name);
-    measures[job.mode](json, &texts, job.golden == NULL ? NULL : &golden);
+    measures[job.mode](json, &inputs, job.golden == NULL ? NULL : &golden);
     write_state(json_key(&conditions, "after"), job.root, false);
     json_open(json_key(json, "conditions"), '{');
     json_raw(json, json_finish(&conditions));

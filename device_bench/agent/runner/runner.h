@@ -1,6 +1,7 @@
-/* What the three files of the runner share.
+/* What the four files of the runner share.
  *
- *   runner.c      the protocol: options, the process that waits, texts, measuring
+ *   runner.c      the protocol: options, the process that waits, measuring
+ *   inputs.c      inputs files: what a model is run on, and what it should give
  *   runtimes.c    ONNX Runtime and LiteRT behind one table of functions
  *   conditions.c  what the machine says of itself, and JSON
  *
@@ -14,7 +15,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#define AGENT "c runner 2"
+#define AGENT "c runner 3"
+#define NAME_BYTES 64 /* of an output, the zero behind it included */
 
 #define ENTRIES(array) (sizeof(array) / sizeof *(array))
 
@@ -50,26 +52,77 @@ typedef struct {
 
 typedef struct Feed Feed;
 
+/* An output of one input: a vector where `width` is 0, else rows of that width; nothing that was computed for padding. */
+typedef struct {
+    const char *name;
+    size_t width, count; /* count: values */
+    float *values;
+} Tensor;
+
+typedef struct {
+    size_t count;
+    Tensor *tensors; /* in the order of their names' bytes */
+} Outputs;
+
 typedef struct {
     const char *format, *entry_symbol;
     /* dlopens the library and writes its name and version, cut to `size`. */
     void (*open)(const ModelOptions *options, char *name, size_t size);
     void (*load)(const ModelOptions *options);
-    /* Tokens that are computed for a text of `length` tokens. */
+    /* Tokens that are computed for an input of `length` tokens. */
     int (*computed_length)(int length);
-    /* Inputs of one text in buffers of their own, freed with `free_feed`. */
-    Feed *(*make_feed)(const int32_t *ids, int length);
+    /* One input in buffers of its own, freed with `free_feed`. */
+    Feed *(*make_feed)(const int32_t *ids, const int32_t *types, int length);
     void (*free_feed)(Feed *feed);
     /* What is timed. */
     void (*run)(const Feed *feed);
-    /* Ends a run: its logits, valid until the next one, and their number where `classes` is not NULL. */
-    const float *(*finish)(int *classes);
+    /* Ends a run. What it gave for an input of `length` tokens, valid until the next one; NULL where `length` is 0. */
+    const Outputs *(*finish)(int length);
 } Runtime;
 
 extern const Runtime onnx_runtime, litert_runtime;
 
 /* The runtime whose library this is, NULL if it is none of the two. */
 const Runtime *identify_library(const char *library, char *name, size_t size);
+
+/* --- inputs files (inputs.c) ------------------------------------------------------------------------------------------- */
+
+/* What a model should give for every input. */
+typedef struct {
+    const char *name;
+    size_t width;
+    const int32_t *offsets; /* [count + 1], into `values` */
+    const float *values;
+} Output;
+
+typedef struct {
+    int count;
+    const int32_t *offsets, *ids, *types; /* offsets: [count + 1], into the other two */
+    size_t output_count;
+    Output *outputs;
+} Inputs;
+
+/* What a model gave so far, input after input. */
+typedef struct {
+    const char *name;
+    size_t width, size;
+    int32_t *offsets;
+    float *values;
+} CollectedOutput;
+
+typedef struct {
+    size_t count;
+    CollectedOutput *outputs;
+} Collected;
+
+Inputs read_inputs(const char *path);
+int input_length(const Inputs *inputs, int number);
+/* Refuses a model whose output for a golden input is missing, of another shape, off by more than the tolerance, or not a number. */
+void check_outputs(const char *model, const Outputs *got, const Inputs *golden, int number, double tolerance);
+/* Keeps what the model gave for input `number` of `inputs`. */
+void collect_outputs(const char *model, Collected *collected, const Outputs *got, int number, int inputs);
+/* Writes `inputs` with what was collected for all of them, instead of outputs of their own. */
+void write_collected(FILE *file, const Inputs *inputs, const Collected *collected);
 
 /* --- JSON (conditions.c): commas set themselves ---------------------------------------------------------------------- */
 

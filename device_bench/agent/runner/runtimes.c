@@ -22,14 +22,14 @@
 typedef void (*AnyFunction)(void);
 
 static const char *const input_names[] = {"input_ids", "attention_mask", "token_type_ids"};
-enum { INPUT_IDS, ATTENTION_MASK };
-static const char *const output_names[] = {"logits", "probabilities"};
+enum { INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS };
+/* Outputs [1, tokens]; one of rank 3 has a row per token anyway. */
+static const char *const per_token_names[] = {"start_logits", "end_logits"};
 
 /* --- what both share ------------------------------------------------------------------------------------------------- */
 
 static const ModelOptions *options;
-static float *result;
-static int result_classes;
+static Outputs result; /* of the last run, where somebody asked */
 
 /* Opens what lies beside the library: on a phone nothing else tells the loader that libc++_shared.so is there. */
 static void open_neighbours(const char *library)
@@ -85,33 +85,66 @@ static void list_names(Json *list, const char *const *names, size_t count)
         fprintf(list->file, "%s%s", i == 0 ? "" : ", ", names[i]);
 }
 
-/* The place of the result among the outputs; refuses a file that is no text classifier's. */
-static size_t check_names(const char *const *inputs, size_t input_count, const char *const *outputs, size_t output_count)
+/* Refuses a file that takes something else than tokens, or gives nothing that an inputs file could hold. */
+static void check_names(const char *const *inputs, size_t input_count, const char *const *outputs, size_t output_count)
 {
-    bool known = input_count <= MAX_INPUTS;
-    for (size_t i = 0; i < input_count; i++)
-        known = known && find_name(input_names, ENTRIES(input_names), inputs[i]) >= 0;
+    bool known = input_count <= MAX_INPUTS && output_count > 0;
+    for (size_t i = 0; known && i < input_count; i++)
+        known = find_name(input_names, ENTRIES(input_names), inputs[i]) >= 0;
     known = known && find_name(inputs, input_count, "input_ids") >= 0 && find_name(inputs, input_count, "attention_mask") >= 0;
-    for (size_t i = 0; known && i < ENTRIES(output_names); i++) {
-        int place = find_name(outputs, output_count, output_names[i]);
-        if (place >= 0)
-            return (size_t)place;
+    if (!known) {
+        Json list;
+        json_start(&list);
+        fputs("inputs ", list.file);
+        list_names(&list, inputs, input_count);
+        fputs("; outputs ", list.file);
+        list_names(&list, outputs, output_count);
+        fail(UNREADABLE_MODEL, "%s: %s; needed: input_ids, attention_mask and no more than token_type_ids -> one output", options->model,
+             json_finish(&list));
     }
-    Json list;
-    json_start(&list);
-    fputs("inputs ", list.file);
-    list_names(&list, inputs, input_count);
-    fputs("; outputs ", list.file);
-    list_names(&list, outputs, output_count);
-    fail(UNREADABLE_MODEL, "%s: %s; needed: input_ids, attention_mask -> logits or probabilities", options->model, json_finish(&list));
+    for (size_t i = 0; i < output_count; i++)
+        if (strlen(outputs[i]) >= NAME_BYTES)
+            fail(UNREADABLE_MODEL, "%s: output %s: a name may have %d bytes", options->model, outputs[i], NAME_BYTES - 1);
 }
 
-static void keep_result(const float *logits, int classes)
+static int compare_tensors(const void *left, const void *right)
 {
-    if (result == NULL || classes != result_classes)
-        result = resize(result, (size_t)(classes > 0 ? classes : 1) * sizeof *result);
-    memcpy(result, logits, (size_t)classes * sizeof *result);
-    result_classes = classes;
+    return strcmp(((const Tensor *)left)->name, ((const Tensor *)right)->name);
+}
+
+/* Makes room for the outputs of the model, whose names stay where they are. */
+static void name_results(const char *const *outputs, size_t count)
+{
+    result = (Outputs){count, allocate(count * sizeof *result.tensors)};
+    for (size_t i = 0; i < count; i++)
+        result.tensors[i] = (Tensor){.name = outputs[i]};
+    qsort(result.tensors, count, sizeof *result.tensors, compare_tensors);
+}
+
+/* The place of an output in `result`, -1 if it has none. */
+static int result_place(const char *name)
+{
+    for (size_t i = 0; i < result.count; i++)
+        if (strcmp(result.tensors[i].name, name) == 0)
+            return (int)i;
+    return -1;
+}
+
+static bool is_result(size_t rank, const int64_t *shape)
+{
+    return (rank == 2 || rank == 3) && shape[0] == 1 && shape[1] > 0 && (rank == 2 || shape[2] > 0);
+}
+
+/* One output of an input of `length` tokens: [1, values] or [1, tokens, width]. */
+static void keep_result(size_t place, const float *values, size_t rank, const int64_t *shape, int length)
+{
+    Tensor *tensor = &result.tensors[place];
+    bool per_token = rank == 3 || find_name(per_token_names, ENTRIES(per_token_names), tensor->name) >= 0;
+    size_t rows = per_token && shape[1] > length ? (size_t)length : (size_t)shape[1];
+    tensor->width = rank == 3 ? (size_t)shape[2] : 0;
+    tensor->count = rank == 3 ? rows * tensor->width : rows;
+    tensor->values = resize(tensor->values, tensor->count * sizeof *values);
+    memcpy(tensor->values, values, tensor->count * sizeof *values);
 }
 
 /* --- ONNX Runtime ---------------------------------------------------------------------------------------------------- */
@@ -178,9 +211,9 @@ static struct {
 static OrtEnv *ort_env;
 static OrtSession *ort_session;
 static OrtMemoryInfo *ort_memory;
-static const char *ort_inputs[MAX_INPUTS], *ort_output;
+static const char *ort_inputs[MAX_INPUTS], **ort_outputs; /* outputs in the order of `result` */
 static size_t ort_input_count;
-static OrtValue *ort_value; /* what the last run gave */
+static OrtValue **ort_values; /* what the last run gave */
 
 struct Feed {
     OrtValue *values[MAX_INPUTS]; /* ONNX Runtime: tensors over `data` */
@@ -245,9 +278,15 @@ static void onnx_load(const ModelOptions *given)
         ort_check(ort.SessionGetInputName(ort_session, i, allocator, &inputs[i]), INTERNAL, what);
     for (size_t i = 0; i < output_count; i++)
         ort_check(ort.SessionGetOutputName(ort_session, i, allocator, &outputs[i]), INTERNAL, what);
-    size_t place = check_names((const char *const *)inputs, ort_input_count, (const char *const *)outputs, output_count);
+    check_names((const char *const *)inputs, ort_input_count, (const char *const *)outputs, output_count);
     memcpy(ort_inputs, inputs, ort_input_count * sizeof *inputs);
-    ort_output = outputs[place];
+    name_results((const char *const *)outputs, output_count);
+    ort_outputs = allocate(output_count * sizeof *ort_outputs);
+    ort_values = allocate(output_count * sizeof *ort_values);
+    for (size_t i = 0; i < output_count; i++) {
+        ort_outputs[i] = result.tensors[i].name;
+        ort_values[i] = NULL;
+    }
 }
 
 static int onnx_computed_length(int length)
@@ -255,7 +294,7 @@ static int onnx_computed_length(int length)
     return length;
 }
 
-static Feed *onnx_make_feed(const int32_t *ids, int length)
+static Feed *onnx_make_feed(const int32_t *ids, const int32_t *types, int length)
 {
     size_t row = (size_t)length;
     int64_t shape[] = {1, length};
@@ -264,7 +303,7 @@ static Feed *onnx_make_feed(const int32_t *ids, int length)
         int kind = find_name(input_names, ENTRIES(input_names), ort_inputs[input]);
         int64_t *data = feed->data + input * row;
         for (size_t i = 0; i < row; i++)
-            data[i] = kind == INPUT_IDS ? ids[i] : kind == ATTENTION_MASK;
+            data[i] = kind == INPUT_IDS ? ids[i] : kind == ATTENTION_MASK ? 1 : types[i];
         ort_check(ort.CreateTensorWithDataAsOrtValue(ort_memory, data, row * sizeof *data, shape, 2, ORT_INT64, &feed->values[input]),
                   FAILED_INFERENCE, "no tensor could be made");
     }
@@ -281,35 +320,40 @@ static void onnx_free_feed(Feed *feed)
 static void onnx_run(const Feed *feed)
 {
     OrtStatus *status =
-        ort.Run(ort_session, NULL, ort_inputs, (const OrtValue *const *)feed->values, ort_input_count, &ort_output, 1, &ort_value);
+        ort.Run(ort_session, NULL, ort_inputs, (const OrtValue *const *)feed->values, ort_input_count, ort_outputs, result.count, ort_values);
     if (status != NULL)
         ort_check(status, FAILED_INFERENCE, "loaded, but inference failed");
 }
 
-static const float *onnx_finish(int *classes)
+static void onnx_keep(size_t place, int length)
 {
-    if (classes != NULL) {
-        OrtTensorInfo *info;
-        int type;
-        size_t rank;
-        int64_t shape[2] = {0, 0};
-        void *data;
-        const char *what = "its logits cannot be read";
-        ort_check(ort.GetTensorTypeAndShape(ort_value, &info), FAILED_INFERENCE, what);
-        ort_check(ort.GetTensorElementType(info, &type), FAILED_INFERENCE, what);
-        ort_check(ort.GetDimensionsCount(info, &rank), FAILED_INFERENCE, what);
-        if (rank == 2)
-            ort_check(ort.GetDimensions(info, shape, rank), FAILED_INFERENCE, what);
-        ort_check(ort.GetTensorMutableData(ort_value, &data), FAILED_INFERENCE, what);
-        if (type != ORT_FLOAT || rank != 2 || shape[0] != 1 || shape[1] < 1)
-            fail(UNREADABLE_MODEL, "%s: %s is not a float32 tensor [1, classes]", options->model, ort_output);
-        keep_result(data, (int)shape[1]);
-        *classes = result_classes;
-        ort.ReleaseTensorTypeAndShapeInfo(info);
+    OrtTensorInfo *info;
+    int type;
+    size_t rank;
+    int64_t shape[3] = {0};
+    void *data;
+    const char *what = "its outputs cannot be read";
+    ort_check(ort.GetTensorTypeAndShape(ort_values[place], &info), FAILED_INFERENCE, what);
+    ort_check(ort.GetTensorElementType(info, &type), FAILED_INFERENCE, what);
+    ort_check(ort.GetDimensionsCount(info, &rank), FAILED_INFERENCE, what);
+    if (rank <= ENTRIES(shape))
+        ort_check(ort.GetDimensions(info, shape, rank), FAILED_INFERENCE, what);
+    ort_check(ort.GetTensorMutableData(ort_values[place], &data), FAILED_INFERENCE, what);
+    if (type != ORT_FLOAT || !is_result(rank, shape))
+        fail(UNREADABLE_MODEL, "%s: %s is not a float32 tensor [1, values] or [1, tokens, width]", options->model, ort_outputs[place]);
+    keep_result(place, data, rank, shape, length);
+    ort.ReleaseTensorTypeAndShapeInfo(info);
+}
+
+static const Outputs *onnx_finish(int length)
+{
+    for (size_t i = 0; i < result.count; i++) {
+        if (length > 0)
+            onnx_keep(i, length);
+        ort.ReleaseValue(ort_values[i]);
+        ort_values[i] = NULL; /* or the next run would write into it */
     }
-    ort.ReleaseValue(ort_value);
-    ort_value = NULL; /* or the next run would write into it */
-    return result;
+    return length > 0 ? &result : NULL;
 }
 
 const Runtime onnx_runtime = {
@@ -389,18 +433,27 @@ static struct {
 static const char signature_prefix[] = "serving_";
 static const char litert_marker[] = "LiteRtCreateModelFromFd";
 
+/* An output of one signature, and what its last run gave. */
+typedef struct {
+    size_t place, rank, bytes; /* place: in `result` */
+    int64_t shape[3];
+    float *values;
+} BucketOutput;
+
 typedef struct {
     size_t signature;
-    int length, classes;
-    size_t input_count, output_count, logits;
+    int length;
+    size_t input_count, output_count;
     int kinds[MAX_INPUTS]; /* places in `input_names` */
     LiteRtBuffer inputs[MAX_INPUTS], *outputs;
+    BucketOutput *results;
 } Bucket;
 
 static LiteRtEnvironment litert_environment;
 static LiteRtCompiledModel litert_model;
 static Bucket buckets[MAX_BUCKETS]; /* the shortest first */
 static size_t bucket_count;
+static const Bucket *last_bucket; /* that ran */
 
 /* What LiteRT's numbers mean where a user can do something about it. */
 static void litert_check(int status, ErrorKind kind, const char *what)
@@ -448,6 +501,23 @@ static void litert_open(const ModelOptions *given, char *name, size_t size)
     litert_check(litert.CreateEnvironment(ENTRIES(environment), environment, &litert_environment), MISSING_RUNTIME, "LiteRT cannot start");
 }
 
+static BucketOutput bucket_output(const LiteRtTensorType *type, const char *name)
+{
+    BucketOutput output = {.rank = type->rank, .bytes = sizeof *output.values};
+    int place = result_place(name);
+    for (size_t axis = 0; axis < output.rank && axis < ENTRIES(output.shape); axis++) {
+        output.shape[axis] = type->dimensions[axis];
+        output.bytes *= (size_t)type->dimensions[axis];
+    }
+    if (type->element_type != LITERT_FLOAT32 || !is_result(output.rank, output.shape))
+        fail(UNREADABLE_MODEL, "%s: %s is not a float32 tensor [1, values] or [1, tokens, width]", options->model, name);
+    if (place < 0)
+        fail(UNREADABLE_MODEL, "%s: its signatures have different outputs", options->model);
+    output.place = (size_t)place;
+    output.values = allocate(output.bytes);
+    return output;
+}
+
 static void read_bucket(LiteRtSignature signature, size_t place, int length)
 {
     const char *inputs[MAX_INPUTS + 1], **outputs, *what = "its signatures cannot be read";
@@ -459,12 +529,17 @@ static void read_bucket(LiteRtSignature signature, size_t place, int length)
     litert_check(litert.GetNumSignatureOutputs(signature, &bucket.output_count), UNREADABLE_MODEL, what);
     outputs = allocate((bucket.output_count + 1) * sizeof *outputs);
     bucket.outputs = allocate((bucket.output_count + 1) * sizeof *bucket.outputs);
+    bucket.results = allocate((bucket.output_count + 1) * sizeof *bucket.results);
     size_t named = bucket.input_count < ENTRIES(inputs) ? bucket.input_count : ENTRIES(inputs);
     for (size_t i = 0; i < named; i++)
         litert_check(litert.GetSignatureInputName(signature, i, &inputs[i]), UNREADABLE_MODEL, what);
     for (size_t i = 0; i < bucket.output_count; i++)
         litert_check(litert.GetSignatureOutputName(signature, i, &outputs[i]), UNREADABLE_MODEL, what);
-    bucket.logits = check_names(inputs, named, outputs, bucket.output_count);
+    check_names(inputs, named, outputs, bucket.output_count);
+    if (bucket_count == 0)
+        name_results(outputs, bucket.output_count);
+    if (bucket.output_count != result.count)
+        fail(UNREADABLE_MODEL, "%s: its signatures have different outputs", options->model);
     what = "no buffer could be made";
     for (size_t i = 0; i < bucket.input_count; i++) {
         bucket.kinds[i] = find_name(input_names, ENTRIES(input_names), inputs[i]);
@@ -479,11 +554,7 @@ static void read_bucket(LiteRtSignature signature, size_t place, int length)
     for (size_t i = 0; i < bucket.output_count; i++) {
         litert_check(litert.GetSignatureOutputTensorByIndex(signature, i, &tensor), UNREADABLE_MODEL, what);
         litert_check(litert.GetRankedTensorType(tensor, &type), UNREADABLE_MODEL, what);
-        if (i == bucket.logits) {
-            if (type.element_type != LITERT_FLOAT32 || type.rank != 2 || type.dimensions[0] != 1 || type.dimensions[1] < 1)
-                fail(UNREADABLE_MODEL, "%s: %s is not a float32 tensor [1, classes]", options->model, outputs[i]);
-            bucket.classes = type.dimensions[1];
-        }
+        bucket.results[i] = bucket_output(&type, outputs[i]);
         litert_check(litert.GetCompiledModelOutputBufferRequirements(litert_model, place, i, &requirements), UNREADABLE_MODEL, what);
         litert_check(litert.CreateManagedTensorBufferFromRequirements(litert_environment, &type, requirements, &bucket.outputs[i]),
                      UNREADABLE_MODEL, what);
@@ -543,7 +614,7 @@ static int litert_computed_length(int length)
     return buckets[bucket_of(length)].length;
 }
 
-static Feed *litert_make_feed(const int32_t *ids, int length)
+static Feed *litert_make_feed(const int32_t *ids, const int32_t *types, int length)
 {
     size_t place = bucket_of(length);
     const Bucket *bucket = &buckets[place];
@@ -551,13 +622,15 @@ static Feed *litert_make_feed(const int32_t *ids, int length)
     Feed *feed = allocate(sizeof *feed + bucket->input_count * row * sizeof(int32_t));
     feed->bucket = place;
     int32_t *data = (int32_t *)feed->data;
-    for (size_t input = 0; input < bucket->input_count; input++, data += row)
+    for (size_t input = 0; input < bucket->input_count; input++, data += row) {
+        const int32_t *given = bucket->kinds[input] == INPUT_IDS ? ids : bucket->kinds[input] == TOKEN_TYPE_IDS ? types : NULL;
         for (size_t i = 0; i < row; i++)
-            data[i] = i >= (size_t)length ? 0 : bucket->kinds[input] == INPUT_IDS ? ids[i] : bucket->kinds[input] == ATTENTION_MASK;
+            data[i] = i >= (size_t)length ? 0 : given == NULL ? 1 : given[i];
+    }
     return feed;
 }
 
-/* As an app has to: copy the inputs in, run, copy the logits out. */
+/* As an app has to: copy the inputs in, run, copy the outputs out. */
 static void litert_run(const Feed *feed)
 {
     Bucket *bucket = &buckets[feed->bucket];
@@ -575,12 +648,14 @@ static void litert_run(const Feed *feed)
     if (status == LITERT_OK)
         status = litert.RunCompiledModel(litert_model, bucket->signature, bucket->input_count, bucket->inputs, bucket->output_count,
                                          bucket->outputs);
-    if (status == LITERT_OK)
-        status = litert.LockTensorBuffer(bucket->outputs[bucket->logits], &memory, LITERT_READ);
-    if (status == LITERT_OK) {
-        keep_result(memory, bucket->classes);
-        status = litert.UnlockTensorBuffer(bucket->outputs[bucket->logits]);
+    for (size_t output = 0; status == LITERT_OK && output < bucket->output_count; output++) {
+        status = litert.LockTensorBuffer(bucket->outputs[output], &memory, LITERT_READ);
+        if (status == LITERT_OK) {
+            memcpy(bucket->results[output].values, memory, bucket->results[output].bytes);
+            status = litert.UnlockTensorBuffer(bucket->outputs[output]);
+        }
     }
+    last_bucket = bucket;
     litert_check(status, FAILED_INFERENCE, "loaded, but inference failed");
 }
 
@@ -589,11 +664,15 @@ static void litert_free_feed(Feed *feed)
     free(feed);
 }
 
-static const float *litert_finish(int *classes)
+static const Outputs *litert_finish(int length)
 {
-    if (classes != NULL)
-        *classes = result_classes;
-    return result;
+    if (length == 0)
+        return NULL;
+    for (size_t i = 0; i < last_bucket->output_count; i++) {
+        const BucketOutput *output = &last_bucket->results[i];
+        keep_result(output->place, output->values, output->rank, output->shape, length);
+    }
+    return &result;
 }
 
 const Runtime litert_runtime = {

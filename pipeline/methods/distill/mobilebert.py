@@ -7,7 +7,7 @@ with several small feed-forward networks in a row; its operators are those a pho
 embeddings are small and joined with their neighbours' (trigrams).
 
 Knowledge transfer (§3.3, §3.4): feature maps and attention layer by layer (:mod:`pipeline.learning.knowledge_transfer`), then
-the logits, with all weights.
+the outputs, with all weights.
 
 Word embeddings start as the teacher's, projected on their principal directions.
 
@@ -16,21 +16,22 @@ What this file does not do: pre-training. The student learns one task.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.flow.stage import Context, Stage
-from pipeline.learning.distillation import LogitDistillation
+from pipeline.learning.distillation import Distillation
+from pipeline.learning.evaluation import subject
 from pipeline.learning.knowledge_transfer import KnowledgeTransfer
-from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder
+from pipeline.tasks.base import Task
 
 
-class DistillMobilebert(KnowledgeTransfer, LogitDistillation, Stage):
+class DistillMobilebert(Stage):
     """Distil the teacher into a MobileBERT-style student."""
 
     use: ClassVar[str] = "distill-mobilebert"
@@ -58,8 +59,11 @@ class DistillMobilebert(KnowledgeTransfer, LogitDistillation, Stage):
     norm: Literal["no_norm", "layer_norm"] = "no_norm"
     """``no_norm`` is the paper's affine map without statistics; ``layer_norm`` trains more easily and runs slower."""
     activation: Literal["relu", "gelu"] = "relu"
-    transfer_epochs: float = Field(12.0, ge=0)
-    """Passes over the training texts for that."""
+    """Of the feed-forward networks; ``relu`` is the paper's and runs faster."""
+    transfer: KnowledgeTransfer = KnowledgeTransfer(epochs=12.0)
+    """How feature maps and attention are learned."""
+    logits: Distillation = Distillation()
+    """How the teacher's outputs are learned after them."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> DistillMobilebert:
@@ -68,18 +72,18 @@ class DistillMobilebert(KnowledgeTransfer, LogitDistillation, Stage):
         return self
 
     def run(self, context: Context) -> None:
-        teacher = Checkpoint.load(context.folder("teacher"))
+        teacher = context.load("teacher")
         torch.manual_seed(context.seed)
-        student = make_student(self, teacher.model, context.task.max_length)
-        self.transfer_knowledge(context, student, teacher)
-        self.distill_logits(context, student, teacher, f"{self.use}: logits")
-        made = Checkpoint(student.eval(), teacher.tokenizer_json, teacher.tokenizer_config)
+        student = make_student(self, teacher.model, context.task)
+        self.transfer.transfer(context, student, teacher, self.use)
+        self.logits.distill(context, student, teacher, f"{self.use}: outputs")
+        made = teacher.with_model(student.eval())
         made.save(context.output / "model", context.task.max_length)
-        context.subjects.append(made.subject("student", context))
+        context.subjects.append(subject(context, made, "student"))
 
 
-def make_student(options: DistillMobilebert, teacher: Encoder, max_length: int) -> Encoder:
-    """A student of the asked shape with random layers and the teacher's word embeddings, reduced."""
+def make_student(options: DistillMobilebert, teacher: Encoder, task: Task) -> Encoder:
+    """A student of the asked shape with random layers and heads and the teacher's word embeddings, reduced."""
     projection = "trigram" if options.trigram_input else "word"
     config = EncoderConfig(
         vocab_size=teacher.config.vocab_size, hidden_size=options.hidden_size, embedding_size=options.embedding_size,
@@ -89,7 +93,9 @@ def make_student(options: DistillMobilebert, teacher: Encoder, max_length: int) 
             for _ in range(options.layers)
         ],
         bottleneck_size=options.bottleneck_size, norm=options.norm, activation=options.activation, pooler="none",
-        max_position_embeddings=max_length, type_vocab_size=0, pad_token_id=teacher.config.pad_token_id,
+        max_position_embeddings=task.max_length,
+        type_vocab_size=2 if task.segments == 2 and teacher.config.type_vocab_size > 1 else 0, heads=student_heads(teacher),
+        pad_token_id=teacher.config.pad_token_id,
         hidden_dropout=0.0, attention_dropout=0.0, classifier_dropout=0.0, family="mobilebert",
         id2label=teacher.config.id2label, label2id=teacher.config.label2id,
     )  # fmt: skip
@@ -101,6 +107,11 @@ def make_student(options: DistillMobilebert, teacher: Encoder, max_length: int) 
     table[config.pad_token_id] = 0.0  # so that padding behind a text changes nothing in a trigram
     student.embeddings.word.weight.data.copy_(table)
     return student
+
+
+def student_heads(teacher: Encoder) -> list[dict[str, Any]]:
+    """The teacher's heads; where it gives its feature map itself, a matrix makes the student's as wide, so that both can be compared."""
+    return [head | {"pooler": False, "size": head["size"] or teacher.config.hidden_size} for head in teacher.config.heads]
 
 
 def principal_embeddings(table: Tensor, size: int, scale: float = 0.5) -> Tensor:

@@ -5,7 +5,7 @@ singular value decomposition, W ~ (U_r S_r^1/2) (S_r^1/2 V_r^T): a table [V, r] 
 no other product of rank r is nearer to W. At full rank nothing changes.
 
 Where a map already follows the table (a factorized or trigram input), the new factor is multiplied into it, so that
-no matrix is added. After the cut the model learns the teacher's logits again for a while.
+no matrix is added. After the cut the model learns the teacher's outputs again for a while.
 
 What this file does not do: factorize the tables of ALBERT and ELECTRA, which are factorized already and hold their
 positions in the small space.
@@ -20,14 +20,14 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.flow.stage import Context, Stage
-from pipeline.learning.distillation import LogitDistillation
-from pipeline.models.checkpoint import Checkpoint
+from pipeline.learning.distillation import Distillation
+from pipeline.learning.evaluation import describe, subject
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
 from runtimes.errors import BadInput
 
 
-class FactorizeEmbeddings(LogitDistillation, Stage):
+class FactorizeEmbeddings(Stage):
     """Cut the word table to a lower rank and heal by distillation."""
 
     use: ClassVar[str] = "factorize-embeddings"
@@ -38,23 +38,22 @@ class FactorizeEmbeddings(LogitDistillation, Stage):
 
     rank: int = Field(64, ge=1)
     """Width of the new word table."""
-    epochs: float = Field(2.0, ge=0)
-    """Passes over the transfer set that heal the cut; 0 for none."""
-    learning_rate: float = Field(5e-4, gt=0)
+    heal: Distillation = Distillation(epochs=2.0, learning_rate=5e-4)
+    """How the model learns the teacher's outputs again after the cut."""
 
     def run(self, context: Context) -> None:
-        checkpoint, teacher = Checkpoint.load(context.folder("model")), Checkpoint.load(context.folder("teacher"))
+        checkpoint, teacher = context.load("model"), context.load("teacher")
         if checkpoint.tokenizer_json != teacher.tokenizer_json:
             raise BadInput("factorize-embeddings: model and teacher tokenize differently, so the teacher cannot heal the model")
         torch.manual_seed(context.seed)
         model = factorize(checkpoint.model, self.rank)
-        if self.epochs:
-            cut = Checkpoint(model, checkpoint.tokenizer_json, checkpoint.tokenizer_config).subject("cut", context)
-            context.note(f"cut to rank {self.rank}, before healing: {cut.accuracy['validation']:.2f} % on validation")
-        self.distill_logits(context, model, teacher, f"{self.use}: healing")
-        made = Checkpoint(model.eval(), checkpoint.tokenizer_json, checkpoint.tokenizer_config)
+        if self.heal.epochs:
+            cut = subject(context, checkpoint.with_model(model), "cut")
+            context.note(f"cut to rank {self.rank}, before healing: {describe(context, cut.metrics['validation'])} on validation")
+        self.heal.distill(context, model, teacher, f"{self.use}: healing")
+        made = checkpoint.with_model(model.eval())
         made.save(context.output / "model", context.task.max_length)
-        context.subjects.append(made.subject(f"embeddings of rank {self.rank}", context))
+        context.subjects.append(subject(context, made, f"embeddings of rank {self.rank}"))
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,6 @@ What this file does not do: factor the word table (``factorize-embeddings`` does
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -36,12 +35,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.flow.stage import QUATERNIONS, THIN_MATRICES, Context, Stage
+from pipeline.learning.distillation import steps_of
 from pipeline.learning.hard_concrete import SizeConstraint, probability_open, sample
 from pipeline.learning.healing import Healing, leave, train_texts
-from pipeline.learning.training import TrainingJob, TrainingPlan, predict_logits, train
+from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.methods.factorize.svd import Components, describe_ranks, input_moments
-from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
+from pipeline.models.inference import predict
 from pipeline.models.linear import LowRank
 from pipeline.models.surgery import factor, layer_matrices, multiply_out, probe_texts, require_same
 from pipeline.tasks.batches import Batch
@@ -59,7 +59,7 @@ START, NOISE = 2.0, 0.01
 """First log_alpha: nearly open, because the factors are those of a trained model (authors: 0, for random ones)."""
 
 
-class FactorizeFlop(Healing, Stage):
+class FactorizeFlop(Stage):
     """Learn the rank of every matrix under a target for the size, and keep what is smaller: two thin matrices or one."""
 
     use: ClassVar[str] = "factorize-flop"
@@ -83,34 +83,34 @@ class FactorizeFlop(Healing, Stage):
     """Passes over the transfer set in which weights and gates learn together."""
     gate_learning_rate: float = Field(0.05, gt=0)
     """Learning rate of gates and multipliers."""
-    epochs: float = Field(2.0, ge=0)
-    """Passes over the transfer set after the cut; 0 for none."""
+    heal: Healing = Healing()
+    """How the model learns again after the cut."""
 
     def run(self, context: Context) -> None:
-        unpruned = Checkpoint.load(context.folder("model"))
+        unpruned = context.load("model")
         torch.manual_seed(context.seed)
         moments = input_moments(unpruned.model, train_texts(context, unpruned, INPUT_TEXTS))
         module = Factored(unpruned.model, moments)
-        lesson = self.whom(context, unpruned)
-        steps = max(1, round(self.gate_epochs * math.ceil(len(lesson.texts) / self.batch_size)))
+        lesson = self.heal.whom(context, unpruned)
+        steps = steps_of(self.heal, lesson.texts, self.gate_epochs)
 
         def loss(module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
             removed = module.expected_removed()
-            logits = module(batch.input_ids, batch.attention_mask)
+            outputs = module(batch)
             constraint = module.constraint(removed, self.removed * min(1.0, step / (WARMUP * steps)))
-            return lesson.loss(logits, batch) + constraint, {"removed": removed.item()}
+            return lesson.loss(outputs, batch) + constraint, {"removed": removed.item()}
 
         plan = TrainingPlan(
-            self.gate_epochs, self.batch_size, self.learning_rate, context.seed,
-            rate_rule=lambda step, group: 1.0 if group == "weights" else self.gate_learning_rate / self.learning_rate,
+            self.gate_epochs, self.heal.batch_size, self.heal.learning_rate, context.seed,
+            rate_rule=lambda step, group: 1.0 if group == "weights" else self.gate_learning_rate / self.heal.learning_rate,
         )  # fmt: skip
         title = f"{self.use}: gates"
         train(TrainingJob(module, lesson.texts, loss, plan, context.work / "gates", context.progress, title, module.groups()))
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
+        probes = probe_texts(context.encode(unpruned, "validation"))
         gates = module.final_gates(self.removed)
         cut, ranks, dense = module.cut(gates)
         with module.under(gates):
-            expected = predict_logits(module.model, probes)
+            expected = predict(module.model, probes)
         require_same(expected, cut, probes, self.use)
         share = module.removed_by(ranks)
         if share < self.removed - REACHED:
@@ -120,7 +120,7 @@ class FactorizeFlop(Healing, Stage):
             )
         describe_ranks(context, dense, {n: r for n, r in ranks.items() if n not in dense}, len(ranks))
         context.note(f"{share:.1%} of the parameters of the layers' matrices removed")
-        self.heal(context, cut, unpruned, f"{self.use}: healing")
+        self.heal.heal(context, cut, unpruned, f"{self.use}: healing")
         leave(context, unpruned, cut, f"learned ranks, {self.removed:.0%} removed")
 
 
@@ -141,10 +141,10 @@ class Factored(nn.Module):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {"weights": list(self.model.parameters()), "gates": [*self.log_alphas, *self.constraint.parameters()]}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits [b, C] under gates drawn for this call."""
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Outputs under gates drawn for this call."""
         with self.under([sample(log_alpha, BETA) for log_alpha in self.log_alphas]):
-            return self.model(input_ids, attention_mask).logits
+            return self.model.outputs(batch)
 
     def expected_removed(self) -> Tensor:
         """s of the module docstring."""

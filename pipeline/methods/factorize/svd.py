@@ -27,9 +27,8 @@ from torch import Tensor
 
 from pipeline.flow.stage import QUATERNIONS, THIN_MATRICES, Context, Stage
 from pipeline.learning.healing import Healing, leave, train_texts
-from pipeline.learning.training import predict_logits
-from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
+from pipeline.models.inference import predict
 from pipeline.models.surgery import break_even_rank, factor, layer_matrices, probe_texts, require_same
 from pipeline.tasks.batches import EncodedTexts, in_order
 from runtimes.errors import BadInput, GateFailed
@@ -39,7 +38,7 @@ RIDGE = 1e-3
 INPUT_BATCH = 64
 
 
-class FactorizeSvd(Healing, Stage):
+class FactorizeSvd(Stage):
     """Replace matrices by products of two thin ones, chosen by what they do to the task's own inputs."""
 
     use: ClassVar[str] = "factorize-svd"
@@ -62,12 +61,12 @@ class FactorizeSvd(Healing, Stage):
     rank: int | None = Field(None, ge=1)
     """The same rank for every matrix instead; a matrix whose break-even rank is not above it stays dense."""
     input_texts: int = Field(1024, ge=1)
-    """Training texts whose inputs weigh the error."""
-    epochs: float = Field(0.0, ge=0)
-    """Passes over the transfer set after the cut; 0 for none."""
+    """Training inputs that weigh the error."""
+    heal: Healing = Healing(epochs=0.0)
+    """How the model learns again after the cut."""
 
     def run(self, context: Context) -> None:
-        unpruned = Checkpoint.load(context.folder("model"))
+        unpruned = context.load("model")
         model = unpruned.model
         moments = input_moments(model, train_texts(context, unpruned, self.input_texts))
         parts = {name: Components(model.get_submodule(name).weight.detach(), moments[name]) for name in moments}
@@ -79,10 +78,10 @@ class FactorizeSvd(Healing, Stage):
             raise BadInput(f"{self.use}: every matrix would stay dense; its break-even rank is at most {max(p.break_even for p in parts.values())}")
         factors = {name: parts[name].cut(rank) for name, rank in ranks.items()}
         cut = factor(model, factors)
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
+        probes = probe_texts(context.encode(unpruned, "validation"))
         require_same(products_logits(model, factors, probes), cut, probes, self.use)
         describe_ranks(context, parts.keys() - ranks.keys(), ranks, len(parts))
-        self.heal(context, cut, unpruned, f"{self.use}: healing")
+        self.heal.heal(context, cut, unpruned, f"{self.use}: healing")
         size = f"{self.removed:.0%} removed" if self.rank is None else f"rank {self.rank}"
         leave(context, unpruned, cut, f"low rank by SVD, {size}")
 
@@ -174,7 +173,7 @@ def products_logits(model: Encoder, factors: dict[str, tuple[Tensor, Tensor]], t
     dense = Encoder(model.config)
     weights = model.state_dict() | {f"{name}.weight": outer @ inner for name, (outer, inner) in factors.items()}
     dense.load_state_dict(weights)
-    return predict_logits(dense, texts)
+    return predict(dense, texts)
 
 
 def describe_ranks(context: Context, dense: set[str], ranks: dict[str, int], count: int) -> None:

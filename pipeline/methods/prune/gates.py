@@ -25,22 +25,21 @@ What this file does not do: gate queries and keys within a head (:mod:`pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.flow.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
-from pipeline.learning.distillation import Lesson
+from pipeline.learning.distillation import Lesson, steps_of
 from pipeline.learning.hard_concrete import SizeConstraint, decided, probability_open, sample
 from pipeline.learning.healing import Healing, leave, train_texts
-from pipeline.learning.training import TrainingJob, TrainingPlan, predict_logits, train
-from pipeline.models.checkpoint import Checkpoint
+from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.encoder import Encoder
 from pipeline.models.gated import gated
+from pipeline.models.inference import predict
 from pipeline.models.surgery import keep_ffn_units, keep_heads, keep_hidden, probe_texts, require_same
 from pipeline.tasks.batches import Batch, EncodedTexts, in_order
 from runtimes.errors import BadInput
@@ -54,7 +53,7 @@ START = 2.0
 """First log_alpha, plus noise: nearly open."""
 
 
-class PruneGates(Healing, Stage):
+class PruneGates(Stage):
     """Learn which heads, FFN units and channels can go, cut them out, and retrain."""
 
     use: ClassVar[str] = "prune-gates"
@@ -84,32 +83,34 @@ class PruneGates(Healing, Stage):
     multiple_of: int = Field(16, ge=1)
     """FFN and hidden widths are rounded to multiples of this (see README: which widths the kernels like)."""
     gain_texts: int = Field(4096, ge=1)
-    """Training texts over which ``gain`` is averaged."""
+    """Training inputs over which ``gain`` is averaged."""
+    heal: Healing = Healing()
+    """How the model learns again after the cut."""
 
     def run(self, context: Context) -> None:
         if not (self.heads or self.ffn or self.hidden):
             raise BadInput(f"{self.use}: heads, ffn and hidden are all 0, so nothing would go")
-        unpruned = Checkpoint.load(context.folder("model"))
+        unpruned = context.load("model")
         if self.hidden and not unpruned.model.config.hidden_can_shrink:
             raise BadInput(
                 f"{self.use}.hidden: a BERT-like encoder is needed: layer norms, no bottlenecks, embeddings as wide as the layers; set hidden = 0"
             )
         torch.manual_seed(context.seed)
         gates = Gates(unpruned.model, bool(self.heads), bool(self.ffn), bool(self.hidden))
-        lesson = self.whom(context, unpruned)
+        lesson = self.heal.whom(context, unpruned)
         if self.select == "l0":
             self._learn_gates(context, unpruned.model, gates, lesson)
         elif self.select == "gain":
-            gates.set(gains(unpruned.model, gates, train_texts(context, unpruned, self.gain_texts)))
+            gates.set(gains(unpruned.model, gates, train_texts(context, unpruned, self.gain_texts), context.task.loss))
         else:
             gates.set([torch.rand_like(g) for g in gates.log_alphas])
         closed = gates.close(self.heads, self.ffn, self.hidden, self.multiple_of, soft=self.select == "l0")
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
+        probes = probe_texts(context.encode(unpruned, "validation"))
         cut = cut_closed(unpruned.model, closed, probes, self.use)
         heads = ", ".join(str(layer["heads"]) for layer in cut.config.layers)
         widths = ", ".join("+".join(map(str, layer["ffn_sizes"])) for layer in cut.config.layers)
         context.note(f"left per layer: heads {heads}; FFN units {widths}; channels {cut.config.hidden_size}")
-        self.heal(context, cut, unpruned, f"{self.use}: retraining")
+        self.heal.heal(context, cut, unpruned, f"{self.use}: retraining")
         leave(context, unpruned, cut, f"gates by {self.select}: {self.heads:.0%} heads, {self.ffn:.0%} FFN, {self.hidden:.0%} channels pruned")
 
     def _learn_gates(self, context: Context, model: Encoder, gates: Gates, lesson: Lesson) -> None:
@@ -118,12 +119,12 @@ class PruneGates(Healing, Stage):
             parameter.requires_grad_(False)
         targets = {"heads": self.heads, "units": self.ffn, "hidden": self.hidden}
         module = nn.ModuleDict({"gates": gates, **{f"size_{kind}": SizeConstraint() for kind in targets}})
-        plan = TrainingPlan(self.gate_epochs, self.batch_size, self.gate_learning_rate, context.seed, weight_decay=0.0)
-        steps = max(1, round(self.gate_epochs * len(lesson.texts) / self.batch_size))
+        plan = TrainingPlan(self.gate_epochs, self.heal.batch_size, self.gate_learning_rate, context.seed, weight_decay=0.0)
+        steps = steps_of(self.heal, lesson.texts, self.gate_epochs)
 
         def loss(module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
             with module["gates"].drawn(model):
-                total = lesson.loss(model(batch.input_ids, batch.attention_mask).logits, batch)
+                total = lesson.loss(model.outputs(batch), batch)
             parts = {}
             for kind, target in targets.items():
                 expected = module["gates"].expected_sparsity(kind)
@@ -221,15 +222,15 @@ def rounded(stays: Tensor, scores: Tensor, multiple_of: int) -> Tensor:
     return made
 
 
-def gains(model: Encoder, gates: Gates, texts: EncodedTexts) -> list[Tensor]:
+def gains(model: Encoder, gates: Gates, texts: EncodedTexts, loss: Callable[[Mapping[str, Tensor], Batch], Tensor]) -> list[Tensor]:
     """E_x |dL(x)/d gate| at 1 for every gate, in the order of ``gates.log_alphas``."""
     model.eval()
     sums = [torch.zeros_like(gate) for gate in gates.log_alphas]
     for batch in in_order(texts, GAIN_BATCH):
         ones = [torch.ones(len(batch.rows), len(gate), requires_grad=True) for gate in gates.log_alphas]
         with gated(model, **gates.arranged(ones)):
-            loss = functional.cross_entropy(model(batch.input_ids, batch.attention_mask).logits, batch.labels, reduction="sum")
-        for total, gradient in zip(sums, torch.autograd.grad(loss, ones), strict=True):
+            summed = loss(model.outputs(batch), batch) * len(batch.rows)
+        for total, gradient in zip(sums, torch.autograd.grad(summed, ones), strict=True):
             total += gradient.abs().sum(0)
     return [total.detach() / len(texts) for total in sums]
 
@@ -238,7 +239,7 @@ def gains(model: Encoder, gates: Gates, texts: EncodedTexts) -> list[Tensor]:
 def cut_closed(model: Encoder, closed: dict, probes: EncodedTexts, what: str) -> Encoder:
     """``model`` without what is gated by 0, and with the other gates multiplied into the matrices behind them."""
     with gated(model, **closed):
-        expected = predict_logits(model, probes)
+        expected = predict(model, probes)
     folded = Encoder(model.config)
     folded.load_state_dict(model.state_dict())
     for layer, heads, units in zip(folded.layers, closed["heads"], closed["units"], strict=True):

@@ -23,27 +23,27 @@ What this file does not do: prune below head level (:mod:`pipeline.methods.prune
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.flow.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
 from pipeline.learning.healing import Healing, leave, train_texts
-from pipeline.learning.training import predict_logits
-from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from pipeline.models.gated import gated
+from pipeline.models.inference import predict
 from pipeline.models.surgery import keep_heads, probe_texts, require_same
-from pipeline.tasks.batches import EncodedTexts, in_order
+from pipeline.tasks.batches import Batch, EncodedTexts, in_order
 from runtimes.errors import BadInput, GateFailed
 
 IMPORTANCE_BATCH = 64
+Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
 
 
-class PruneHeads(Healing, Stage):
+class PruneHeads(Stage):
     """Remove the attention heads whose gates the loss feels least, and heal."""
 
     use: ClassVar[str] = "prune-heads"
@@ -67,34 +67,37 @@ class PruneHeads(Healing, Stage):
     min_heads_per_layer: int = Field(0, ge=0)
     """Heads that every layer keeps at least."""
     importance_texts: int = Field(4096, ge=1)
-    """Training texts over which importance is estimated."""
+    """Training inputs over which importance is estimated."""
+    heal: Healing = Healing()
+    """How the model learns again after the cut."""
 
     def run(self, context: Context) -> None:
-        unpruned = Checkpoint.load(context.folder("model"))
+        unpruned = context.load("model")
         shapes = [layer["heads"] for layer in unpruned.model.config.layers]
         if self.min_heads_per_layer > min(shapes):
             raise BadInput(f"{self.use}.min_heads_per_layer: {self.min_heads_per_layer}, but a layer has {min(shapes)} heads")
         texts = train_texts(context, unpruned, self.importance_texts)
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
+        probes = probe_texts(context.encode(unpruned, "validation"))
         wanted = round(self.fraction * sum(shapes))
         model, gone = unpruned.model, 0
         for number in range(1, self.rounds + 1):
             now = round(wanted * number / self.rounds) - gone
-            scores = head_importance(model, texts, per_token=self.importance == "token")
+            scores = head_importance(model, texts, context.task.loss, per_token=self.importance == "token")
             kept = heads_to_keep(scores, now, self.min_heads_per_layer)
             model = cut_heads(model, kept, probes, self.use)
             gone = sum(shapes) - sum(map(len, kept))
         if gone < wanted:
             raise GateFailed(f"{self.use}: {wanted} of {sum(shapes)} heads are to go, but min_heads_per_layer lets only {gone} go")
         context.note(f"heads left per layer: {', '.join(str(layer['heads']) for layer in model.config.layers)} of {shapes[0]}")
-        self.heal(context, model, unpruned, f"{self.use}: healing")
+        self.heal.heal(context, model, unpruned, f"{self.use}: healing")
         leave(context, unpruned, model, f"{gone} of {sum(shapes)} heads pruned")
 
 
-def head_importance(model: Encoder, texts: EncodedTexts, per_token: bool = False) -> list[Tensor]:
+def head_importance(model: Encoder, texts: EncodedTexts, loss: Loss, per_token: bool = False) -> list[Tensor]:
     """I_h of eq. 5 for every layer, each [A], not normalised.
 
     Args:
+        loss: of outputs and a batch, a mean over the batch.
         per_token: take the absolute value of each token's part before summing over the text.
     """
     model.eval()
@@ -104,14 +107,13 @@ def head_importance(model: Encoder, texts: EncodedTexts, per_token: bool = False
         shape = batch.input_ids.shape if per_token else batch.input_ids.shape[:1]
         gates = [torch.ones(*shape, heads, requires_grad=True) for heads in layers]
         with gated(model, gates):
-            logits = model(batch.input_ids, batch.attention_mask).logits
-        loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, [g for g in gates if g.shape[-1]])
+            total = loss(model.outputs(batch), batch) * len(batch.rows)
+        gradients = torch.autograd.grad(total, [g for g in gates if g.shape[-1]])
         found = iter(gradients)
-        for total, heads in zip(sums, layers, strict=True):
+        for importance, heads in zip(sums, layers, strict=True):
             if heads:
-                total += next(found).abs().flatten(0, -2).sum(0)
-    return [total / len(texts) for total in sums]
+                importance += next(found).abs().flatten(0, -2).sum(0)
+    return [importance / len(texts) for importance in sums]
 
 
 def heads_to_keep(scores: list[Tensor], count: int, min_per_layer: int = 0) -> list[list[int]]:
@@ -135,7 +137,7 @@ def cut_heads(model: Encoder, kept: list[list[int]], probes: EncodedTexts, what:
     for mask, heads in zip(masks, kept, strict=True):
         mask[heads] = 1.0
     with gated(model, masks):
-        expected = predict_logits(model, probes)
+        expected = predict(model, probes)
     cut = keep_heads(model, kept)
     require_same(expected, cut, probes, what)
     return cut

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -28,19 +29,20 @@ from torch import Tensor, nn
 
 from pipeline.flow.stage import SHARED_LAYERS, Context, Stage
 from pipeline.learning.distillation import Lesson, zeros_stay
+from pipeline.learning.evaluation import score
 from pipeline.learning.healing import Healing, leave
-from pipeline.learning.training import EVALUATION_BATCH, TrainingJob, TrainingPlan, accuracy, train
-from pipeline.models.checkpoint import Checkpoint
+from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.encoder import Encoder
+from pipeline.models.inference import predict
 from pipeline.models.surgery import keep_layers, probe_texts, require_same
-from pipeline.tasks.batches import Batch, EncodedTexts, in_order
+from pipeline.tasks.batches import Batch, EncodedTexts
 from runtimes.errors import BadInput
 
 MOST_CHOICES = 30
 """So many choices are all tried; beyond, layers go one by one."""
 
 
-class Layerdrop(Healing, Stage):
+class Layerdrop(Stage):
     """Train with layers dropped at random, keep those that serve best, and heal."""
 
     use: ClassVar[str] = "layerdrop"
@@ -63,11 +65,11 @@ class Layerdrop(Healing, Stage):
     drop_probability: float = Field(0.2, ge=0, lt=1)
     """Chance of a layer to be skipped in a step (paper: 0.2; 0.5 only if very few are to stay)."""
     drop_epochs: float = Field(2.0, ge=0)
-    """Passes over the transfer set with layers dropped, before the cut."""
-    epochs: float = Field(3.0, ge=0)
-    """Passes over the transfer set after the cut; 0 for none."""
+    """Passes over the transfer set in which layers are dropped at random, before the cut."""
+    heal: Healing = Healing(epochs=3.0)
+    """How the model learns again after the cut."""
     search_texts: int = Field(1000, ge=1)
-    """Validation texts that a choice is judged by."""
+    """Validation rows that a choice is judged by."""
 
     @model_validator(mode="after")
     def _kept_given(self) -> Layerdrop:
@@ -78,30 +80,30 @@ class Layerdrop(Healing, Stage):
         return self
 
     def run(self, context: Context) -> None:
-        unpruned = Checkpoint.load(context.folder("model"))
+        unpruned = context.load("model")
         count = len(unpruned.model.config.layers)
         if self.layers > count:
             raise BadInput(f"{self.use}.layers: {self.layers}, but the model has {count}")
-        model = Checkpoint.load(context.folder("model")).model
+        model = context.load("model").model
         if self.drop_epochs and self.drop_probability:
-            self._train_dropping(context, model, self.whom(context, unpruned))
-        validation = unpruned.encode(context.data.validation, context.label_index, context.task.max_length)
+            self._train_dropping(context, model, self.heal.whom(context, unpruned))
+        validation = context.encode(unpruned, "validation")
         kept = self._choose(context, model, probe_texts(validation, self.search_texts))
         context.note(f"layers kept: {', '.join(map(str, kept))} of 0 to {count - 1}")
         probes = probe_texts(validation)
         gone = [position for position in range(count) if position not in kept]
-        expected = skipping_logits(model, probes, gone)
+        expected = predict(model, probes, skip=gone)
         cut = keep_layers(model, kept)
         require_same(expected, cut, probes, self.use)
-        self.heal(context, cut, unpruned, f"{self.use}: healing")
+        self.heal.heal(context, cut, unpruned, f"{self.use}: healing")
         leave(context, unpruned, cut, f"{len(kept)} of {count} layers kept")
 
     def _train_dropping(self, context: Context, model: Encoder, lesson: Lesson) -> None:
         def loss(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
             skip = drawn_layers(len(model.config.layers), self.drop_probability)
-            return lesson.loss(model(batch.input_ids, batch.attention_mask, skip=skip).logits, batch), {"skipped": float(len(skip))}
+            return lesson.loss(model.outputs(batch, skip=skip), batch), {"skipped": float(len(skip))}
 
-        plan = TrainingPlan(self.drop_epochs, self.batch_size, self.learning_rate, context.seed)
+        plan = TrainingPlan(self.drop_epochs, self.heal.batch_size, self.heal.learning_rate, context.seed)
         title = f"{self.use}: dropping layers"
         train(TrainingJob(model, lesson.texts, loss, plan, context.work / "dropping", context.progress, title, after_step=zeros_stay(model)))
 
@@ -111,11 +113,15 @@ class Layerdrop(Healing, Stage):
             return sorted(self.kept or [])
         if self.choose == "every-other":
             return every_other(count, self.layers)
-        scores = search(model, self.layers, texts)
+        scores = search(model, self.layers, lambda cut: score(context, cut, texts, "validation"))
         best = max(scores, key=lambda kept: (scores[kept], kept))
         spaced = tuple(every_other(count, self.layers))
-        told = f"; every other ({', '.join(map(str, spaced))}): {scores[spaced]:.2f} %" if spaced in scores else ""
-        context.note(f"{len(scores)} choices tried on {len(texts)} validation texts, best {scores[best]:.2f} % before healing{told}")
+        metric = context.task.primary
+        told = f"; every other ({', '.join(map(str, spaced))}): {abs(scores[spaced]):.2f} {metric.unit}" if spaced in scores else ""
+        context.note(
+            f"{len(scores)} choices tried on {len(texts)} validation inputs, best {metric.title} {abs(scores[best]):.2f} {metric.unit} "
+            f"before healing{told}"
+        )
         return list(best)
 
 
@@ -136,26 +142,16 @@ def every_other(count: int, stay: int) -> list[int]:
     return kept if len(kept) == stay else [math.ceil(k * count / stay) - 1 for k in range(1, stay + 1)]
 
 
-def search(model: Encoder, stay: int, texts: EncodedTexts) -> dict[tuple[int, ...], float]:
-    """Accuracy in per cent of the choices tried: all of ``stay`` layers, or those met when layers go one by one."""
+def search(model: Encoder, stay: int, judge: Callable[[Encoder], float]) -> dict[tuple[int, ...], float]:
+    """What ``judge`` says of the choices tried, more being better: all of ``stay`` layers, or those met when layers go one by one."""
     count = len(model.config.layers)
     if math.comb(count, stay) <= MOST_CHOICES:
         choices = itertools.combinations(range(count), stay)
-        return {kept: accuracy(keep_layers(model, kept), texts) for kept in choices}
+        return {kept: judge(keep_layers(model, kept)) for kept in choices}
     kept = tuple(range(count))
     scores: dict[tuple[int, ...], float] = {}
     while len(kept) > stay:
-        tried = {k: accuracy(keep_layers(model, k), texts) for k in itertools.combinations(kept, len(kept) - 1)}
+        tried = {k: judge(keep_layers(model, k)) for k in itertools.combinations(kept, len(kept) - 1)}
         kept = max(tried, key=lambda k: (tried[k], k))
         scores = tried
     return scores
-
-
-@torch.no_grad()
-def skipping_logits(model: Encoder, texts: EncodedTexts, gone: list[int]) -> Tensor:
-    """Logits [N, C] of the whole model with the layers ``gone`` skipped."""
-    model.eval()
-    logits = torch.empty(len(texts), model.config.num_labels)
-    for batch in in_order(texts, EVALUATION_BATCH):
-        logits[torch.from_numpy(batch.rows)] = model(batch.input_ids, batch.attention_mask, skip=gone).logits.float()
-    return logits

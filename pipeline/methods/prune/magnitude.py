@@ -20,7 +20,6 @@ What this file does not do: prune in pre-training, where the paper does it; the 
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -30,11 +29,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pipeline.flow.stage import QUATERNIONS, ZEROS, Context, Stage
+from pipeline.learning.distillation import steps_of
 from pipeline.learning.download import download_bytes
 from pipeline.learning.healing import Healing, leave
-from pipeline.learning.training import TrainingJob, TrainingPlan, predict_logits, train
+from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
+from pipeline.models.inference import predict
 from pipeline.models.surgery import probe_texts, require_same
 from pipeline.tasks.batches import Batch, EncodedTexts
 from runtimes.errors import GateFailed
@@ -44,7 +45,7 @@ RAMP = 0.7
 UPDATE_STEPS = 10
 
 
-class PruneMagnitude(Healing, Stage):
+class PruneMagnitude(Stage):
     """Set the smallest weights of every matrix to zero, gradually, while the model learns."""
 
     use: ClassVar[str] = "prune-magnitude"
@@ -66,23 +67,23 @@ class PruneMagnitude(Healing, Stage):
     """Prune the word table too."""
     block: tuple[int, int] = (1, 1)
     """Rows and columns of the blocks that are zero together; a matrix must divide into them, or is pruned weight by weight."""
-    epochs: float = Field(3.0, ge=0)
-    """Passes over the transfer set while and after pruning; 0 prunes at once and trains nothing."""
+    heal: Healing = Healing(epochs=3.0)
+    """How the model learns while and after it is pruned; ``epochs = 0`` prunes at once and trains nothing."""
 
     def run(self, context: Context) -> None:
-        unpruned = Checkpoint.load(context.folder("model"))
-        masked = Masked(Checkpoint.load(context.folder("model")).model, self.embeddings, self.block)
+        unpruned = context.load("model")
+        masked = Masked(context.load("model").model, self.embeddings, self.block)
         torch.manual_seed(context.seed)
         if self.schedule == "random":
             masked.draw(self.sparsity)
-        elif self.schedule == "one-shot" or not self.epochs:
+        elif self.schedule == "one-shot" or not self.heal.epochs:
             masked.update(self.sparsity)
         masked.apply_masks()
-        if self.epochs:
+        if self.heal.epochs:
             self._train(context, masked, unpruned)
         model = masked.model.eval()
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
-        require_same(masked_logits(unpruned.model, model, masked.named_masks(), probes), model, probes, self.use)
+        probes = probe_texts(context.encode(unpruned, "validation"))
+        require_same(masked_outputs(unpruned.model, model, masked.named_masks(), probes), model, probes, self.use)
         wrong = [name for name, mask in masked.named_masks().items() if int((model.get_parameter(name) == 0).sum()) != int((~mask).sum())]
         if wrong:
             raise GateFailed(f"{self.use}: {len(wrong)} matrices have other zeros than their masks say, first {wrong[0]}")
@@ -93,18 +94,18 @@ class PruneMagnitude(Healing, Stage):
         leave(context, unpruned, model, f"{self.sparsity:.0%} of weights zero ({self.schedule})")
 
     def _train(self, context: Context, masked: Masked, unpruned: Checkpoint) -> None:
-        lesson = self.whom(context, unpruned)
-        total = max(1, round(self.epochs * math.ceil(len(lesson.texts) / self.batch_size)))
+        lesson = self.heal.whom(context, unpruned)
+        total = steps_of(self.heal, lesson.texts, self.heal.epochs)
 
         def loss(module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-            return lesson.loss(module.model(batch.input_ids, batch.attention_mask).logits, batch), {}
+            return lesson.loss(module.model.outputs(batch), batch), {}
 
         def after_step(step: int, optimizer: Any) -> None:
             if self.schedule == "gradual" and (step % UPDATE_STEPS == 0 or step == total):
                 masked.update(cubic(step, RAMP * total, self.sparsity))
             masked.apply_masks()
 
-        plan = TrainingPlan(self.epochs, self.batch_size, self.learning_rate, context.seed + 1)
+        plan = TrainingPlan(self.heal.epochs, self.heal.batch_size, self.heal.learning_rate, context.seed + 1)
         train(TrainingJob(masked, lesson.texts, loss, plan, context.work / "pruning", context.progress, self.use, after_step=after_step))
 
 
@@ -193,8 +194,8 @@ class _Times(nn.Module):
         return weight * self.mask
 
 
-def masked_logits(unpruned: Encoder, pruned: Encoder, masks: dict[str, Tensor], texts: EncodedTexts) -> Tensor:
-    """Logits of a model whose weights are those of ``pruned`` where they stay and of ``unpruned`` elsewhere, run as M * W."""
+def masked_outputs(unpruned: Encoder, pruned: Encoder, masks: dict[str, Tensor], texts: EncodedTexts) -> dict[str, Tensor]:
+    """Outputs of a model whose weights are those of ``pruned`` where they stay and of ``unpruned`` elsewhere, run as M * W."""
     mixed = Encoder(pruned.config)
     mixed.load_state_dict(pruned.state_dict())
     for name, mask in masks.items():
@@ -203,4 +204,4 @@ def masked_logits(unpruned: Encoder, pruned: Encoder, masks: dict[str, Tensor], 
         with torch.no_grad():
             getattr(module, leaf).copy_(torch.where(mask, pruned.get_parameter(name), unpruned.get_parameter(name)))
         parametrize.register_parametrization(module, leaf, _Times(mask))
-    return predict_logits(mixed, texts)
+    return predict(mixed, texts)

@@ -28,12 +28,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.flow.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
+from pipeline.learning.distillation import learn
 from pipeline.learning.healing import Healing, leave, train_texts
-from pipeline.learning.training import predict_logits
 from pipeline.methods.prune.gates import rounded
-from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from pipeline.models.gated import gated
+from pipeline.models.inference import predict
 from pipeline.models.surgery import keep_ffn_units, keep_head_dimensions, probe_texts, require_same
 from pipeline.tasks.batches import EncodedTexts, in_order
 from runtimes.errors import BadInput
@@ -42,7 +42,7 @@ SCORE_BATCH = 64
 SCORE_TEXTS = 2048
 
 
-class PruneNeurons(Healing, Stage):
+class PruneNeurons(Stage):
     """Remove FFN units and head dimensions that do least, in rounds with healing between."""
 
     use: ClassVar[str] = "prune-neurons"
@@ -67,16 +67,16 @@ class PruneNeurons(Healing, Stage):
     """Cuts on the way to the target."""
     multiple_of: int = Field(16, ge=1)
     """FFN widths are rounded to multiples of this."""
-    epochs: float = Field(4.0, ge=0)
-    """Passes over the transfer set, spread over the rounds."""
+    heal: Healing = Healing(epochs=4.0)
+    """How the model learns again; its epochs are spread over the rounds."""
 
     def run(self, context: Context) -> None:
         if not (self.ffn or self.attention):
             raise BadInput(f"{self.use}: ffn and attention are both 0, so nothing would go")
-        unpruned = Checkpoint.load(context.folder("model"))
+        unpruned = context.load("model")
         texts = train_texts(context, unpruned, SCORE_TEXTS)
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
-        lesson = self.whom(context, unpruned) if self.epochs else None
+        probes = probe_texts(context.encode(unpruned, "validation"))
+        lesson = self.heal.whom(context, unpruned) if self.heal.epochs else None
         sizes = [[list(layer["ffn_sizes"]), layer["head_size"]] for layer in unpruned.model.config.layers]
         model = unpruned.model
         for number in range(1, self.rounds + 1):
@@ -85,7 +85,7 @@ class PruneNeurons(Healing, Stage):
             model = self._cut(model, scores, sizes, part, probes)
             if lesson is not None:
                 phase = f"{self.use}: round {number}"
-                self.learn(context, model, lesson, phase, self.epochs / self.rounds, f"round{number}")
+                learn(context, model, lesson, self.heal, phase, self.heal.epochs / self.rounds, f"round{number}")
                 model.eval()
         widths = ", ".join("+".join(map(str, layer["ffn_sizes"])) for layer in model.config.layers)
         context.note(f"left per layer: {widths} FFN units; {', '.join(str(layer['head_size']) for layer in model.config.layers)} dimensions per head")
@@ -109,7 +109,7 @@ class PruneNeurons(Healing, Stage):
             query_key.append([top(head, min(keep, now)) for head in qk])
             value.append([top(head, min(keep, now)) for head in v])
         with gated(model, units=[[m.float() for m in layer] for layer in units], query_key=ones_at(model, query_key), value=ones_at(model, value)):
-            expected = predict_logits(model, probes)
+            expected = predict(model, probes)
         cut = keep_ffn_units(model, [[m.nonzero().flatten().tolist() for m in layer] for layer in units])
         cut = keep_head_dimensions(cut, query_key, value)
         require_same(expected, cut, probes, self.use)
@@ -167,7 +167,7 @@ def mean_activations(model: Encoder, texts: EncodedTexts) -> dict[nn.Module, Ten
         model.eval()
         for batch in in_order(texts, SCORE_BATCH):
             state["mask"] = batch.attention_mask
-            model(batch.input_ids, batch.attention_mask)
+            model.outputs(batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -26,7 +26,6 @@ What this file does not do: prune in pre-training, as the paper does; embeddings
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,11 +33,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, UNEQUAL_LAYERS, ZEROS, Context, Stage
+from pipeline.learning.distillation import steps_of
 from pipeline.learning.healing import Healing, leave
-from pipeline.learning.training import TrainingJob, TrainingPlan, predict_logits, train
+from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
 from pipeline.models.gated import gated
+from pipeline.models.inference import predict
 from pipeline.models.surgery import keep_ffn_units, keep_heads, layer_matrices, probe_texts, require_same
 from pipeline.tasks.batches import Batch
 from runtimes.errors import BadInput, GateFailed
@@ -54,7 +55,7 @@ REACHED = 0.01
 BLOCK = 4
 
 
-class PruneProximal(Healing, Stage):
+class PruneProximal(Stage):
     """Shrink weights, blocks, or heads and units to zero by reweighted proximal steps, then heal."""
 
     use: ClassVar[str] = "prune-proximal"
@@ -83,8 +84,8 @@ class PruneProximal(Healing, Stage):
     """Steps between two renewals of alpha."""
     metric: Literal["plain", "adam"] = "plain"
     """Size of a step: the same for all weights, or Adam's for each."""
-    epochs: float = Field(2.0, ge=0)
-    """Passes over the transfer set after the zeros are frozen."""
+    heal: Healing = Healing()
+    """How the model learns with proximal steps, and after the zeros are frozen."""
 
     @property
     def leaves(self) -> frozenset[str]:
@@ -93,14 +94,14 @@ class PruneProximal(Healing, Stage):
     def run(self, context: Context) -> None:
         if self.metric == "adam" and self.form != "weights":
             raise BadInput(f"{self.use}.metric: Adam's metric belongs to single weights; form {self.form!r} takes 'plain'")
-        unpruned = Checkpoint.load(context.folder("model"))
-        lesson = self.whom(context, unpruned)
-        total = max(1, round(self.prox_epochs * math.ceil(len(lesson.texts) / self.batch_size)))
-        shrinking = Shrinking(Checkpoint.load(context.folder("model")).model, self.form)
+        unpruned = context.load("model")
+        lesson = self.heal.whom(context, unpruned)
+        total = steps_of(self.heal, lesson.texts, self.prox_epochs)
+        shrinking = Shrinking(context.load("model").model, self.form)
         shrinking.start(self.gamma if not self.sparsity else shrinking.gamma_for(self.sparsity, total))
 
         def loss(module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-            return lesson.loss(module.model(batch.input_ids, batch.attention_mask).logits, batch), {}
+            return lesson.loss(module.model.outputs(batch), batch), {}
 
         def after_step(step: int, optimizer: Any) -> None:
             shrinking.prox(optimizer if self.metric == "adam" else None)
@@ -111,7 +112,7 @@ class PruneProximal(Healing, Stage):
                 if self.sparsity and shrinking.sparsity() < self.sparsity * (step / total) ** 2:
                     shrinking.gamma.mul_(LATE)
 
-        plan = TrainingPlan(self.prox_epochs, self.batch_size, self.learning_rate, context.seed)
+        plan = TrainingPlan(self.prox_epochs, self.heal.batch_size, self.heal.learning_rate, context.seed)
         job = TrainingJob(shrinking, lesson.texts, loss, plan, context.work / "prox", context.progress, self.use, after_step=after_step)
         train(job)
         reached = shrinking.sparsity()
@@ -124,16 +125,16 @@ class PruneProximal(Healing, Stage):
         model = shrinking.model.eval()
         if self.form == "structures":
             model = self._cut(context, unpruned, model)
-        self.heal(context, model, unpruned, f"{self.use}: healing")
+        self.heal.heal(context, model, unpruned, f"{self.use}: healing")
         leave(context, unpruned, model, f"{reached:.0%} of {self.form} shrunk to zero")
 
     def _cut(self, context: Context, unpruned: Checkpoint, model: Encoder) -> Encoder:
         """``model`` without the heads and units that are zero."""
         heads, units = zero_heads(model), zero_units(model)
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
+        probes = probe_texts(context.encode(unpruned, "validation"))
         masks = [torch.tensor([0.0 if z else 1.0 for z in zero]) for zero in heads]
         with gated(model, masks, [[(~zero).float() for zero in zeros] for zeros in units]):
-            expected = predict_logits(model, probes)
+            expected = predict(model, probes)
         cut = keep_heads(model, [[h for h, z in enumerate(zero) if not z] for zero in heads])
         cut = keep_ffn_units(cut, [[(~zero).nonzero().flatten().tolist() for zero in zeros] for zeros in units])
         require_same(expected, cut, probes, self.use)

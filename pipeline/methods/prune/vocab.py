@@ -17,11 +17,13 @@ import json
 from collections import Counter
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from tokenizers import Tokenizer
 
 from pipeline.flow.stage import Context, Stage
+from pipeline.learning.evaluation import subject
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
@@ -45,21 +47,22 @@ class PruneVocab(Stage):
     """Also keep the first so many ordinary pieces of the old vocabulary, which WordPiece orders by frequency."""
 
     def run(self, context: Context) -> None:
-        model = Checkpoint.load(context.folder("model"))
-        kept = kept_pieces(model, [row.text for row in context.data.train], self.min_count, self.keep_frequent)
+        model = context.load("model")
+        used = [context.encode(model, split).ids for split in ("train", "unlabeled") if context.data.split(split)]
+        kept = kept_pieces(model, np.concatenate(used), self.min_count, self.keep_frequent)
         same = context.inputs["model"].sha256 == context.inputs["teacher"].sha256
         for role in ("model",) if same else ("model", "teacher"):
-            checkpoint = Checkpoint.load(context.folder(role))
+            checkpoint = context.load(role)
             pruned = prune(checkpoint, kept)
             pruned.save(context.output / role, context.task.max_length)
             if role == "model":
-                context.subjects.append(pruned.subject("teacher, vocabulary pruned" if same else "vocabulary pruned", context))
+                context.subjects.append(subject(context, pruned, "teacher, vocabulary pruned" if same else "vocabulary pruned"))
                 self._report(context, checkpoint, pruned)
         if same:
             context.aliases["teacher"] = "model"
 
     def _report(self, context: Context, before: Checkpoint, after: Checkpoint) -> None:
-        texts = [row.text for row in context.data.test]
+        texts = [text for row in context.data.test for text in context.task.example(row).values()]
         changed, total, touched = changed_tokens(before.tokenizer, after.tokenizer, texts)
         context.note(
             f"{after.model.config.vocab_size} of {before.model.config.vocab_size} word pieces kept; {changed} of {total} test "
@@ -67,8 +70,8 @@ class PruneVocab(Stage):
         )
 
 
-def kept_pieces(checkpoint: Checkpoint, texts: list[str], min_count: int, keep_frequent: int) -> list[str]:
-    """The pieces to keep, in the order of the old vocabulary.
+def kept_pieces(checkpoint: Checkpoint, ids: np.ndarray, min_count: int, keep_frequent: int) -> list[str]:
+    """The pieces to keep, in the order of the old vocabulary; ``ids`` are the tokens of all training inputs.
 
     Raises:
         BadInput: the tokenizer is not WordPiece.
@@ -76,11 +79,7 @@ def kept_pieces(checkpoint: Checkpoint, texts: list[str], min_count: int, keep_f
     model = json.loads(checkpoint.tokenizer_json)["model"]
     if model["type"] != "WordPiece":
         raise BadInput(f"prune-vocab: the tokenizer is {model['type']}, only WordPiece vocabularies can be pruned; leave this stage out")
-    counts: Counter[str] = Counter()
-    tokenizer = checkpoint.tokenizer
-    tokenizer.no_truncation()
-    for encoding in tokenizer.encode_batch(texts):
-        counts.update(encoding.tokens)
+    counts = np.bincount(ids, minlength=max(model["vocab"].values()) + 1)
     ordered = sorted(model["vocab"], key=model["vocab"].get)
     special = {token["content"] for token in json.loads(checkpoint.tokenizer_json)["added_tokens"]}
     ordinary = [p for p in ordered if p not in special and not _is_unused(p) and len(p.removeprefix(PREFIX)) > 1]
@@ -90,7 +89,7 @@ def kept_pieces(checkpoint: Checkpoint, texts: list[str], min_count: int, keep_f
         for piece in ordered
         if piece in special
         or (not _is_unused(piece) and len(piece.removeprefix(PREFIX)) == 1)
-        or counts[piece] >= min_count
+        or counts[model["vocab"][piece]] >= min_count
         or piece in frequent
     ]
 

@@ -29,16 +29,15 @@ from torch import Tensor
 from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Context, Stage
 from pipeline.learning.healing import Healing, leave
 from pipeline.learning.knowledge_transfer import KnowledgeTransfer
-from pipeline.learning.training import predict_logits
 from pipeline.methods.factorize.embeddings import factorize
-from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
+from pipeline.models.inference import predict
 from pipeline.models.surgery import probe_texts, require_same
 from runtimes.errors import BadInput
 
 
-class ShareLayers(KnowledgeTransfer, Healing, Stage):
+class ShareLayers(Stage):
     """Let layers share their weights, ALBERT's way, and heal by distillation from the unshared model."""
 
     use: ClassVar[str] = "share-layers"
@@ -63,17 +62,13 @@ class ShareLayers(KnowledgeTransfer, Healing, Stage):
     """Which layer of a group its weights start as."""
     embedding_rank: int | None = Field(None, ge=1)
     """Width of a factorized word table; None leaves it as it is."""
-    transfer: Literal["progressive", "joint", "none"] = "joint"
-    """How feature maps and attention are learned before the logits."""
-    transfer_epochs: float = Field(4.0, ge=0)
-    """Passes over the training texts for that."""
-    epochs: float = Field(4.0, ge=0)
-    """Passes over the transfer set that learn the logits."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """Peak learning rate of AdamW; higher than after a cut, because more is to be learned again."""
+    transfer: KnowledgeTransfer = KnowledgeTransfer(order="joint", epochs=4.0, learning_rate=3e-4)
+    """How feature maps and attention of the model as it was are learned."""
+    heal: Healing = Healing(epochs=4.0, learning_rate=3e-4)
+    """How its outputs are learned after them; faster than after a cut, because more is to be learned again."""
 
     def run(self, context: Context) -> None:
-        unpruned = Checkpoint.load(context.folder("model"))
+        unpruned = context.load("model")
         count = len(unpruned.model.config.layers)
         if self.groups > count:
             raise BadInput(f"{self.use}.groups: {self.groups}, but the model has {count} layers")
@@ -81,12 +76,12 @@ class ShareLayers(KnowledgeTransfer, Healing, Stage):
             raise BadInput(f"{self.use}: the layers of this model differ in shape or share weights already")
         torch.manual_seed(context.seed)
         shared = share_layers(unpruned.model, self.share, self.groups, self.start)
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
-        require_same(predict_logits(untied(shared), probes), shared, probes, self.use)
+        probes = probe_texts(context.encode(unpruned, "validation"))
+        require_same(predict(untied(shared), probes), shared, probes, self.use)
         if self.embedding_rank is not None:
             shared = factorize(shared, self.embedding_rank)
-        self.transfer_knowledge(context, shared, unpruned, "model")
-        self.heal(context, shared, unpruned, f"{self.use}: healing")
+        self.transfer.transfer(context, shared, unpruned, self.use, "model")
+        self.heal.heal(context, shared, unpruned, f"{self.use}: healing")
         leave(context, unpruned, shared, f"{self.share} shared in {self.groups} group{'s' if self.groups > 1 else ''}")
 
 

@@ -23,25 +23,23 @@ it is. The authors' code multiplies by conjugates, which is the same after flipp
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pipeline.flow.stage import QUATERNIONS, THIN_MATRICES, ZEROS, Context, Stage
 from pipeline.learning.healing import Healing, leave
 from pipeline.learning.knowledge_transfer import KnowledgeTransfer
-from pipeline.learning.training import predict_logits
-from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
+from pipeline.models.inference import predict
 from pipeline.models.linear import HAMILTON
 from pipeline.models.surgery import layer_matrices, probe_texts, require_same
 from runtimes.errors import BadInput
 
 
-class QuaternionLayers(KnowledgeTransfer, Healing, Stage):
+class QuaternionLayers(Stage):
     """Replace the matrices of the layers by quaternion ones with a quarter of the weights, and distil them from the dense model."""
 
     use: ClassVar[str] = "quaternion"
@@ -60,26 +58,22 @@ class QuaternionLayers(KnowledgeTransfer, Healing, Stage):
     )
     effect: ClassVar[str] = "A quarter of the layers' weights in files and memory; speed about unchanged, the multiplications stay."
 
-    transfer: Literal["progressive", "joint", "none"] = "joint"
-    """How feature maps and attention are learned before the logits."""
-    transfer_epochs: float = Field(6.0, ge=0)
-    """Passes over the training texts for that."""
-    epochs: float = Field(4.0, ge=0)
-    """Passes over the transfer set that learn the logits."""
-    learning_rate: float = Field(5e-4, gt=0)
-    """Peak learning rate of AdamW; higher than after a cut, because most is to be learned again."""
+    transfer: KnowledgeTransfer = KnowledgeTransfer(order="joint", epochs=6.0, learning_rate=5e-4)
+    """How feature maps and attention of the model as it was are learned."""
+    heal: Healing = Healing(epochs=4.0, learning_rate=5e-4)
+    """How its outputs are learned after them; faster than after a cut, because more is to be learned again."""
 
     def run(self, context: Context) -> None:
-        unpruned = Checkpoint.load(context.folder("model"))
+        unpruned = context.load("model")
         torch.manual_seed(context.seed)
         model = to_quaternions(unpruned.model)
-        probes = probe_texts(unpruned.encode(context.data.validation, context.label_index, context.task.max_length))
-        require_same(predict_logits(to_dense(model), probes), model, probes, self.use)
+        probes = probe_texts(context.encode(unpruned, "validation"))
+        require_same(predict(to_dense(model), probes), model, probes, self.use)
         names = layer_matrices(model)
         kept = [energy_kept(unpruned.model.get_submodule(n).weight.detach(), model.get_submodule(n).weight.detach()) for n in names]
         context.note(f"the nearest quaternion matrices keep {min(kept):.0%} to {max(kept):.0%} of the trained ones' energy")
-        self.transfer_knowledge(context, model, unpruned, "model")
-        self.heal(context, model, unpruned, f"{self.use}: healing")
+        self.transfer.transfer(context, model, unpruned, self.use, "model")
+        self.heal.heal(context, model, unpruned, f"{self.use}: healing")
         leave(context, unpruned, model, "quaternion layers")
 
 

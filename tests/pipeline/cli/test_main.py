@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-POCKETBERT = [sys.executable, "-m", "pipeline.cli"]
+POCKETBERT = [sys.executable, "-m", "pipeline.cli.main"]
 
 
 def pocketbert(*arguments: str, **options) -> subprocess.CompletedProcess:

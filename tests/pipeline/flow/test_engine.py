@@ -16,9 +16,10 @@ import pytest
 
 from pipeline.flow.cache import Cache, tree_sha256
 from pipeline.flow.engine import run
-from pipeline.flow.ledger import result_rows
 from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
+from pipeline.reports.results import result_rows
+from pipeline.reports.run_report import write_report
 from runtimes.errors import BadInput, GateFailed
 
 STAGES = ["finetune", "prune-vocab", "distill-mobilebert", "factorize-embeddings", "export", "quantize", "bench", "pack"]
@@ -28,7 +29,7 @@ STAGES = ["finetune", "prune-vocab", "distill-mobilebert", "factorize-embeddings
 def go(tiny_recipe, tiny_model, tiny_data):
     def start(out: Path, cache: Path, *overrides: str):
         recipe = load_recipe(str(tiny_recipe), overrides, str(tiny_model), str(tiny_data))
-        return run(recipe, out, Cache(cache), Progress(quiet=True))
+        return run(recipe, out, Cache(cache), Progress(quiet=True), write_report)
 
     return start
 
@@ -95,14 +96,16 @@ def test_a_damaged_cache_entry_is_made_again(go, tiny_run, tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from pipeline import training
+from pipeline.learning import training
 from pipeline.flow.cache import Cache
 from pipeline.flow.engine import run
 from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
+from pipeline.reports.results import result_rows
+from pipeline.reports.run_report import write_report
 training.CHECKPOINT_SECONDS = 0.2
 recipe, model, data, out, cache = sys.argv[1:]
-run(load_recipe(recipe, [], model, data), Path(out), Cache(Path(cache)), Progress(live=False))
+run(load_recipe(recipe, [], model, data), Path(out), Cache(Path(cache)), Progress(live=False), write_report)
 """
 
 
@@ -134,7 +137,7 @@ def test_a_gate_that_does_not_hold_publishes_nothing_and_writes_the_ledger(go, t
     assert "failed" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_the_accuracy_gate_trips_on_a_broken_int8_file(go, tiny_run, tmp_path, monkeypatch):
+def test_the_metric_gate_trips_on_a_broken_int8_file(go, tiny_run, tmp_path, monkeypatch):
     """An int8 file that lost its accuracy does not ship: here its codes are scrambled, and the fallback is allowed any loss."""
     from exporters import onnx_writer
 
@@ -144,11 +147,11 @@ def test_the_accuracy_gate_trips_on_a_broken_int8_file(go, tiny_run, tmp_path, m
         codes, scales = plain(weight, bits)
         return codes[::-1].copy(), scales
 
-    go(tmp_path / "whole", tiny_run.parent / "cache", "budget.accuracy_drop=15.0")
+    go(tmp_path / "whole", tiny_run.parent / "cache", "budget.metric_drop=15.0")
     monkeypatch.setattr(onnx_writer, "rows_to_int8", broken)
     shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
-    with pytest.raises(GateFailed, match=r"^onnx/model_quantized\.onnx: accuracy_drop is [^;]* the budget allows 15\. No bundle"):
-        go(tmp_path / "out", tmp_path / "cache", "budget.accuracy_drop=15.0", "quantize.accuracy_drop=100.0")
+    with pytest.raises(GateFailed, match=r"^onnx/model_quantized\.onnx: metric_drop is [^;]* the budget allows 15\. No bundle"):
+        go(tmp_path / "out", tmp_path / "cache", "budget.metric_drop=15.0", "quantize.metric_drop=100.0")
     assert not (tmp_path / "out" / "bundle").exists()
 
 
@@ -202,4 +205,51 @@ def test_texts_longer_than_every_bucket_are_cut_and_counted(go, tiny_run, tmp_pa
     shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
     ledger = go(tmp_path / "out", tmp_path / "cache", "task.max_length=6", "finetune.epochs=1", "export.buckets=[4]", "bench.lengths=[4]")
     notes = [note for record in ledger.records for subject in record["subjects"] for note in subject["notes"]]
-    assert any("longer than 6 tokens and were cut" in note for note in notes)
+    assert any("fill all 6 tokens; what is longer was cut" in note for note in notes)
+
+
+def test_a_stage_reads_and_writes_other_roles(go, tiny_run, tmp_path):
+    """A student of a student: the first one teaches under the name assistant."""
+    text = (tmp_path / "chain.toml")
+    text.write_text(
+        """
+        name = "chain"
+        [model]
+        source = "unset"
+        [task]
+        data = "unset"
+        max_length = 16
+        [[stage]]
+        use = "finetune"
+        epochs = 2
+        batch_size = 8
+        [[stage]]
+        use = "prune-heads"
+        writes = { model = "assistant" }
+        heal = { epochs = 0 }
+        [[stage]]
+        use = "layerdrop"
+        layers = 1
+        choose = "every-other"
+        drop_epochs = 0
+        reads = { teacher = "assistant" }
+        heal = { epochs = 1, learn_from = "teacher" }
+        """
+    )
+    recipe = load_recipe(str(text), (), str(tiny_run.parent.parent / "unset"), "unset")
+    assert recipe.stages[2].reads == {"teacher": "assistant"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ('reads = { tutor = "assistant" }', r"prune-heads\.reads: the stage has no role 'tutor'"),
+        ('reads = { teacher = "assistant" }', r"prune-heads: needs 'assistant', which no earlier stage makes; an earlier stage must say writes = "),
+        ('writes = { bundle = "assistant" }', r"prune-heads\.writes: the stage has no role 'bundle'"),
+    ],
+)
+def test_roles_that_do_not_exist_are_refused(tmp_path, stage, told):
+    path = tmp_path / "r.toml"
+    path.write_text(f'[model]\nsource = "m"\n[task]\ndata = "d"\n[[stage]]\nuse = "finetune"\n[[stage]]\nuse = "prune-heads"\n{stage}\n')
+    with pytest.raises(BadInput, match=told):
+        load_recipe(str(path))

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from pipeline.flow.cache import Cache
-from pipeline.learning.training import predict_logits
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.tasks.text_classification import Row
+from pipeline.models.inference import predict
+from pipeline.tasks.batches import encode
 from tests.conftest import ROWS
 
 STAGES = {
-    "prune-heads": "fraction = 0.5\nepochs = 2\nbatch_size = 8\n",
-    "layerdrop": "layers = 1\ndrop_epochs = 1\nepochs = 1\nbatch_size = 8\n",  # layers without gradients in a step
+    "prune-heads": "fraction = 0.5\nheal = { epochs = 2, batch_size = 8 }\n",
+    "layerdrop": "layers = 1\ndrop_epochs = 1\nheal = { epochs = 1, batch_size = 8 }\n",  # layers without gradients in a step
     "distill-mobilebert": "layers = 2\nhidden_size = 32\nbottleneck_size = 16\nheads = 2\nffn_size = 32\nembedding_size = 16\n"
     "transfer_epochs = 6\nepochs = 12\ncopies = 0\nbatch_size = 8\nlearning_rate = 3e-3\n",  # layers that learn one after another
 }
@@ -46,18 +46,17 @@ def test_two_processes_train_the_same_model_within_tolerance(stage, tiny_model, 
     }
     logits = {}
     for name, launcher in launchers.items():
-        command = [*launcher, "pipeline.cli.main", "run", str(recipe), "--model", str(model), "--data", str(tiny_data)]
+        command = [*launcher, "pipeline.cli", "run", str(recipe), "--model", str(model), "--data", str(tiny_data)]
         command += ["--cache", str(tmp_path / name), "--out", str(tmp_path / f"out-{name}")]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("report  ") == 1, "the second process prints nothing"
         record = [r for r in json.loads((tmp_path / f"out-{name}" / "ledger.json").read_text())["stages"]][-1]
         folder: Path = Cache(tmp_path / name).artifacts(record["key"], record)["model"].folder
-        logits[name] = predict_logits(*_with_texts(Checkpoint.load(folder)))
+        logits[name] = predict(*_with_texts(Checkpoint.load(folder)))["logits"]
     assert not torch.equal(logits["one"], logits["two"]), "two really took part: sums in another order round otherwise"
     assert (logits["one"] - logits["two"]).norm() < TOLERANCE[stage] * logits["one"].norm()
 
 
 def _with_texts(checkpoint: Checkpoint):
-    rows = [Row(text, label) for label, texts in ROWS.items() for text in texts]
-    return checkpoint.model, checkpoint.encode(rows, {label: i for i, label in enumerate(ROWS)}, 16)
+    return checkpoint.model, encode(checkpoint.tokenizer, [text for texts in ROWS.values() for text in texts], 16, 0)

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline import training
 from pipeline.flow.progress import Progress
-from pipeline.learning.training import TrainingJob, TrainingPlan, accuracy, train
+from pipeline.learning import training
+from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.stages.finetune import label_loss
+from pipeline.models.inference import predict
 from pipeline.tasks.batches import encode, shuffled_rows
+from pipeline.tasks.heads import head_shape
+from pipeline.tasks.text_classification import TextClassification, with_targets
 from runtimes.errors import GateFailed
 from tests.conftest import ROWS
 
 LABELS = sorted(ROWS)
 
 
+def loss(model, batch, step):
+    return TextClassification(data="none").loss(model.outputs(batch), batch), {}
+
+
+def accuracy(model, texts) -> float:
+    return 100.0 * float((predict(model, texts)["logits"].argmax(-1).numpy() == texts.targets["labels"]).mean())
+
+
 @pytest.fixture
 def job(tiny_model, tmp_path):
     def make(**changes):
         torch.manual_seed(0)
-        checkpoint = Checkpoint.load(tiny_model, LABELS)
+        checkpoint = Checkpoint.load(tiny_model, [head_shape("classifier", ["logits"], "first", len(LABELS), pooler=True)], LABELS)
         pairs = [(text, LABELS.index(label)) for label, texts in ROWS.items() for text in texts] * 4
-        texts = encode(checkpoint.tokenizer, [t for t, _ in pairs], [i for _, i in pairs], 16, 0)
+        texts = with_targets(encode(checkpoint.tokenizer, [t for t, _ in pairs], 16, 0), np.asarray([i for _, i in pairs]))
         plan = TrainingPlan(**{"epochs": 5, "batch_size": 8, "learning_rate": 3e-3, "seed": 0} | changes)
-        return TrainingJob(checkpoint.model, texts, label_loss, plan, tmp_path / "checkpoint", Progress(quiet=True), "test")
+        return TrainingJob(checkpoint.model, texts, loss, plan, tmp_path / "checkpoint", Progress(quiet=True), "test")
 
     return make
 

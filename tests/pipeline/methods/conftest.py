@@ -17,6 +17,7 @@ from pipeline.flow.ledger import Ledger
 from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
 from pipeline.models.checkpoint import Checkpoint
+from pipeline.reports.run_report import write_report
 
 RECIPE = """
 name = "methods"
@@ -67,7 +68,8 @@ def run_stages(tmp_path_factory, small_model, tiny_data) -> Run:
         path = folder / "recipe.toml"
         path.write_text(RECIPE + "".join(f"[[stage]]\n{stage}\n" for stage in stages))
         with threads(1):
-            ledger = run(load_recipe(str(path), model=str(small_model), data=str(tiny_data)), folder / "out", cache, Progress(quiet=True))
+            recipe = load_recipe(str(path), model=str(small_model), data=str(tiny_data))
+            ledger = run(recipe, folder / "out", cache, Progress(quiet=True), write_report)
         made = {}
         for record in ledger.records:
             made |= {role: artifact.folder for role, artifact in cache.artifacts(record["key"], record).items()}

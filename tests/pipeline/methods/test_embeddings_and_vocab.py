@@ -13,16 +13,26 @@ from pipeline.methods.factorize.embeddings import factorize, truncated_svd
 from pipeline.methods.prune.vocab import changed_tokens, kept_pieces, prune
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import count_unique_parameters
-from pipeline.tasks.batches import encode, make_batch
+from pipeline.tasks.batches import make_batch
+from pipeline.tasks.heads import head_shape
+from pipeline.tasks.text_classification import TextClassification
 from runtimes.errors import BadInput
 from tests.conftest import ROWS
+from tests.pipeline.labelled import encode
 
 TRAIN = [text for texts in ROWS.values() for text in texts]
+
+HEADS = [head_shape("classifier", ["logits"], "first", 3, pooler=True)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model) -> Checkpoint:
-    return Checkpoint.load(tiny_model, ["on", "off", "music"])
+    return Checkpoint.load(tiny_model, HEADS, ["on", "off", "music"])
+
+
+def used(checkpoint) -> np.ndarray:
+    """Tokens of the training texts."""
+    return encode(checkpoint.tokenizer, TRAIN, [0] * len(TRAIN), 16, 0).ids
 
 
 def logits(model, tokenizer, texts):
@@ -33,7 +43,7 @@ def logits(model, tokenizer, texts):
 
 def trigram_student(checkpoint):
     options = DistillMobilebert(layers=2, hidden_size=32, bottleneck_size=16, heads=2, ffn_size=32, embedding_size=16)
-    return make_student(options, checkpoint.model, 16).eval()
+    return make_student(options, checkpoint.model, TextClassification(data="none", max_length=16)).eval()
 
 
 @pytest.mark.parametrize("kind", ["bert", "trigram", "factorized already"])
@@ -73,7 +83,7 @@ def test_rank_above_the_table_is_refused(checkpoint):
 
 
 def test_pruned_vocabulary_gives_equal_logits_on_kept_words(checkpoint):
-    kept = kept_pieces(checkpoint, TRAIN, 1, 0)
+    kept = kept_pieces(checkpoint, used(checkpoint), 1, 0)
     pruned = prune(checkpoint, kept)
     assert len(kept) < checkpoint.model.config.vocab_size
     assert "unseen" not in kept
@@ -84,7 +94,7 @@ def test_pruned_vocabulary_gives_equal_logits_on_kept_words(checkpoint):
 
 
 def test_an_unseen_word_still_becomes_known_pieces(checkpoint):
-    pruned = prune(checkpoint, kept_pieces(checkpoint, TRAIN, 1, 0))
+    pruned = prune(checkpoint, kept_pieces(checkpoint, used(checkpoint), 1, 0))
     assert checkpoint.tokenizer.encode("unseen").tokens == ["[CLS]", "unseen", "[SEP]"]
     tokens = pruned.tokenizer.encode("unseen").tokens
     assert tokens == ["[CLS]", "u", "##n", "##s", "##e", "##e", "##n", "[SEP]"]
@@ -92,7 +102,7 @@ def test_an_unseen_word_still_becomes_known_pieces(checkpoint):
 
 
 def test_special_tokens_keep_their_roles(checkpoint):
-    pruned = prune(checkpoint, kept_pieces(checkpoint, TRAIN, 1, 0))
+    pruned = prune(checkpoint, kept_pieces(checkpoint, used(checkpoint), 1, 0))
     encoding = pruned.tokenizer.encode("[MASK] light")
     assert encoding.tokens[:2] == ["[CLS]", "[MASK]"]
     assert encoding.ids[0] == pruned.special_id("cls_token")
@@ -100,9 +110,9 @@ def test_special_tokens_keep_their_roles(checkpoint):
 
 
 def test_rare_pieces_go_and_frequent_ones_of_the_old_vocabulary_may_stay(checkpoint):
-    assert "bedroom" in kept_pieces(checkpoint, TRAIN, 1, 0)
-    assert "bedroom" not in kept_pieces(checkpoint, TRAIN, 10, 0)
-    assert "unseen" in kept_pieces(checkpoint, TRAIN, 1, 1000)
+    assert "bedroom" in kept_pieces(checkpoint, used(checkpoint), 1, 0)
+    assert "bedroom" not in kept_pieces(checkpoint, used(checkpoint), 10, 0)
+    assert "unseen" in kept_pieces(checkpoint, used(checkpoint), 1, 1000)
 
 
 def test_only_wordpiece_can_be_pruned(checkpoint):
@@ -110,4 +120,4 @@ def test_only_wordpiece_can_be_pruned(checkpoint):
     state["model"]["type"] = "BPE"
     other = Checkpoint(checkpoint.model, json.dumps(state), {})
     with pytest.raises(BadInput, match="only WordPiece"):
-        kept_pieces(other, TRAIN, 1, 0)
+        kept_pieces(other, used(checkpoint), 1, 0)

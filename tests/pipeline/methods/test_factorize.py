@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.learning.hard_concrete import probability_open
-from pipeline.learning.training import predict_logits
 from pipeline.methods.factorize.flop import Factored
 from pipeline.methods.factorize.svd import Components, input_moments, ranks_for
 from pipeline.models.linear import LowRank
 from pipeline.models.surgery import break_even_rank, factor, layer_matrices
-from pipeline.tasks.batches import from_id_lists
+from pipeline.tasks.batches import make_batch
 from runtimes.errors import BadInput, GateFailed
+from tests.pipeline.labelled import from_id_lists, predict_logits
 
-SMALL = "epochs = 1\nbatch_size = 8"
+SMALL = "heal.epochs = 1\nheal.batch_size = 8"
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +175,8 @@ def test_gated_forward_is_the_mean_of_its_draws(factored, texts):
     with torch.no_grad():
         for log_alpha in factored.log_alphas:
             log_alpha.fill_(30.0)
-    ids = torch.tensor([texts.text(0).tolist()])
-    plain = factored.model(ids).logits
-    assert torch.allclose(factored(ids, torch.ones_like(ids)), plain, atol=1e-6)
+    batch = make_batch(texts, np.array([0]))
+    assert torch.allclose(factored(batch)["logits"], factored.model.outputs(batch)["logits"], atol=1e-6)
 
 
 def test_stage_reaches_its_target_and_says_so_when_it_cannot(run_stages, trained):
@@ -185,7 +185,7 @@ def test_stage_reaches_its_target_and_says_so_when_it_cannot(run_stages, trained
     whole = sum(p.numel() for n, p in trained.model.named_parameters() if n.startswith("layers.") and p.ndim == 2)
     assert left <= 0.67 * whole
     with pytest.raises(GateFailed, match=r"% of the parameters went, 90.0% were asked for"):
-        run_stages('use = "factorize-flop"\nremoved = 0.9\ngate_epochs = 0.2\nbatch_size = 8')
+        run_stages('use = "factorize-flop"\nremoved = 0.9\ngate_epochs = 0.2\nheal.batch_size = 8')
 
 
 def test_factoring_twice_is_refused_before_anything_trains(run_stages):
@@ -194,6 +194,6 @@ def test_factoring_twice_is_refused_before_anything_trains(run_stages):
 
 
 def test_factors_of_part_sharing_models_are_refused(run_stages):
-    _, shared = run_stages('use = "share-layers"\nshare = "ffn"\ngroups = 2\ntransfer = "none"\nepochs = 0')
+    _, shared = run_stages('use = "share-layers"\nshare = "ffn"\ngroups = 2\ntransfer.order = "none"\nheal.epochs = 0')
     with pytest.raises(BadInput, match="factorize before share-layers"):
         factor(shared.model, {"layers.0.attention.query": (torch.zeros(32, 2), torch.zeros(2, 32))})

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.learning.training import accuracy, predict_logits
 from pipeline.methods.prune import layerdrop
-from pipeline.methods.prune.layerdrop import drawn_layers, every_other, search, skipping_logits
+from pipeline.methods.prune.layerdrop import drawn_layers, every_other, search
 from pipeline.models.config import layer_shape
 from pipeline.models.encoder import Encoder, count_unique_parameters
+from pipeline.models.inference import predict
 from pipeline.models.surgery import keep_layers
-from pipeline.tasks.batches import EncodedTexts, from_id_lists
+from pipeline.tasks.batches import EncodedTexts
 from runtimes.errors import BadInput
 from tests.exporters.encoders import LABELS, encoder, texts
+from tests.pipeline.labelled import accuracy, from_id_lists, predict_logits
 
-STAGE = 'use = "layerdrop"\nbatch_size = 8\n'
+STAGE = 'use = "layerdrop"\nheal.batch_size = 8\n'
 KINDS = ["bert", "mobilebert", "unequal layers", "low rank student", "empty parts", "quaternion"]
 
 
@@ -38,7 +39,7 @@ def same_weights(a: Encoder, b: Encoder) -> bool:
 def test_an_encoder_that_skips_all_its_layers_is_its_embeddings_and_head(kind):
     model, ids = encoder(kind), torch.tensor([texts(4)[3]])
     with torch.no_grad():
-        expected = model.head(model.embeddings(ids, None))
+        expected = model.answers(model.embeddings(ids, None), torch.ones_like(ids))["logits"]
         assert torch.equal(model(ids, skip=range(len(model.config.layers))).logits, expected)
         assert torch.equal(model(ids, skip=[]).logits, model(ids).logits)
         assert torch.equal(model(ids, skip=drawn_layers(len(model.config.layers), 0.0)).logits, model(ids).logits)
@@ -134,9 +135,9 @@ def own_answers(model: Encoder, kept: list[int]) -> EncodedTexts:
     """Texts labelled by the layers ``kept`` of ``model``, whose classifier is levelled so that the answers vary."""
     given = encoded(200)
     with torch.no_grad():
-        model.classifier.bias -= predict_logits(keep_layers(model, kept), given).mean(0)
+        model.heads["classifier"].bias -= predict_logits(keep_layers(model, kept), given).mean(0)
     labelled = encoded(200, predict_logits(keep_layers(model, kept), given).argmax(-1).numpy())
-    assert np.bincount(labelled.labels).max() < 120  # constant answers are wrong ones
+    assert np.bincount(labelled.targets["labels"]).max() < 120  # constant answers are wrong ones
     return labelled
 
 
@@ -148,7 +149,7 @@ def layers_of(count: int) -> Encoder:
 def test_the_search_finds_the_layers_that_serve(good):
     model = flattened(layers_of(4), [layer for layer in range(4) if layer not in good])
     given = own_answers(model, good)
-    scores = search(model, 2, given)
+    scores = search(model, 2, lambda cut: accuracy(cut, given))
     assert len(scores) == math.comb(4, 2)
     assert max(scores, key=scores.get) == tuple(good)
     assert scores[tuple(good)] == 100
@@ -172,7 +173,7 @@ def test_where_choices_are_many_layers_go_one_by_one(bad, idle):
     good = [layer for layer in range(8) if layer not in (bad, *idle)]
     given = own_answers(model, good)
     assert math.comb(8, 5) > layerdrop.MOST_CHOICES
-    scores = search(model, 5, given)
+    scores = search(model, 5, lambda cut: accuracy(cut, given))
     assert len(scores) == 6  # those of the last step
     assert all(len(kept) == 5 and bad not in kept for kept in scores)
     assert max(scores, key=scores.get) == tuple(good)
@@ -181,15 +182,15 @@ def test_where_choices_are_many_layers_go_one_by_one(bad, idle):
 
 def test_keeping_all_is_no_choice():
     model = layers_of(8)
-    assert list(search(model, 8, encoded())) == [tuple(range(8))]
+    assert list(search(model, 8, lambda cut: accuracy(cut, encoded()))) == [tuple(range(8))]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_with_layers_skipped_are_those_of_the_model_cut(kind):
     model, given = encoder(kind), encoded()
     later = range(1, len(model.config.layers))
-    assert torch.equal(skipping_logits(model, given, [0]), predict_logits(keep_layers(model, later), given))
-    assert torch.equal(skipping_logits(model, given, []), predict_logits(model, given))
+    assert torch.equal(predict(model, given, skip=[0])["logits"], predict_logits(keep_layers(model, later), given))
+    assert torch.equal(predict(model, given, skip=[])["logits"], predict_logits(model, given))
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -198,12 +199,12 @@ def test_logits_with_layers_skipped_are_those_of_the_model_cut(kind):
 @pytest.mark.parametrize("options", ["drop_probability = 0.0\ndrop_epochs = 2", "drop_probability = 0.5\ndrop_epochs = 0"])
 @pytest.mark.parametrize("choose", ["search", "every-other"])
 def test_without_dropping_and_with_all_layers_nothing_changes(run_stages, trained, options, choose):
-    made = run_stages(STAGE + f'layers = 4\nepochs = 0\nchoose = "{choose}"\n{options}')[1]
+    made = run_stages(STAGE + f'layers = 4\nheal.epochs = 0\nchoose = "{choose}"\n{options}')[1]
     assert same_weights(made.model, trained.model)
 
 
 def test_every_other_layer_of_the_model_is_what_stays(run_stages, trained):
-    ledger, made = run_stages(STAGE + 'layers = 2\nepochs = 0\ndrop_epochs = 0\nchoose = "every-other"')
+    ledger, made = run_stages(STAGE + 'layers = 2\nheal.epochs = 0\ndrop_epochs = 0\nchoose = "every-other"')
     assert same_weights(made.model, keep_layers(trained.model, [1, 3]))
     assert ledger.records[-1]["subjects"][0]["name"] == "2 of 4 layers kept"
     per_layer = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
@@ -211,7 +212,7 @@ def test_every_other_layer_of_the_model_is_what_stays(run_stages, trained):
 
 
 def test_the_layers_of_the_recipe_are_what_stays(run_stages, trained):
-    ledger, made = run_stages(STAGE + 'layers = 2\nepochs = 0\ndrop_epochs = 0\nchoose = "given"\nkept = [3, 0]')
+    ledger, made = run_stages(STAGE + 'layers = 2\nheal.epochs = 0\ndrop_epochs = 0\nchoose = "given"\nkept = [3, 0]')
     assert same_weights(made.model, keep_layers(trained.model, [0, 3]))
     assert "layers kept: 0, 3 of 0 to 3" in ledger.records[-1]["notes"]
 
@@ -219,26 +220,26 @@ def test_the_layers_of_the_recipe_are_what_stays(run_stages, trained):
 def test_the_search_takes_no_worse_than_every_other(run_stages):
     accuracies = {}
     for choose in ("search", "every-other"):
-        record = run_stages(STAGE + f'layers = 2\nepochs = 0\ndrop_epochs = 0\nchoose = "{choose}"')[0].records[-1]
-        accuracies[choose] = record["subjects"][0]["accuracy"]["validation"]
+        record = run_stages(STAGE + f'layers = 2\nheal.epochs = 0\ndrop_epochs = 0\nchoose = "{choose}"')[0].records[-1]
+        accuracies[choose] = record["subjects"][0]["metrics"]["validation"]["accuracy"]
     assert accuracies["search"] >= accuracies["every-other"]
-    note = next(n for n in run_stages(STAGE + "layers = 2\nepochs = 0\ndrop_epochs = 0")[0].records[-1]["notes"] if "choices" in n)
-    assert note.startswith("6 choices tried on 15 validation texts")
+    note = next(n for n in run_stages(STAGE + "layers = 2\nheal.epochs = 0\ndrop_epochs = 0")[0].records[-1]["notes"] if "choices" in n)
+    assert note.startswith("6 choices tried on 15 validation inputs")
     assert f"every other (1, 3): {accuracies['every-other']:.2f} %" in note
     assert f"best {accuracies['search']:.2f} %" in note
 
 
 def test_training_with_layers_dropped_changes_the_weights_and_healing_restores_accuracy(run_stages, trained):
-    dropped = run_stages(STAGE + 'layers = 4\nepochs = 0\ndrop_epochs = 1\nchoose = "every-other"')[1].model
+    dropped = run_stages(STAGE + 'layers = 4\nheal.epochs = 0\ndrop_epochs = 1\nchoose = "every-other"')[1].model
     assert not same_weights(dropped, trained.model)
-    ledger, made = run_stages(STAGE + "layers = 2\ndrop_epochs = 2\nepochs = 4\nlearning_rate = 1e-3")
+    ledger, made = run_stages(STAGE + "layers = 2\ndrop_epochs = 2\nheal.epochs = 4\nheal.learning_rate = 1e-3")
     assert len(made.model.config.layers) == 2
-    assert ledger.records[-1]["subjects"][0]["accuracy"]["validation"] > 90
+    assert ledger.records[-1]["subjects"][0]["metrics"]["validation"]["accuracy"] > 90
 
 
 def test_layers_are_really_dropped_in_training(run_stages):
     """At a chance of next to nothing the same numbers are drawn, but no layer goes."""
-    options = STAGE + 'layers = 4\nepochs = 0\ndrop_epochs = 1\nchoose = "every-other"\ndrop_probability = '
+    options = STAGE + 'layers = 4\nheal.epochs = 0\ndrop_epochs = 1\nchoose = "every-other"\ndrop_probability = '
     never, often = (run_stages(options + chance)[1].model for chance in ("1e-30", "0.5"))
     assert not same_weights(never, often)
 
@@ -260,7 +261,7 @@ def test_layers_are_really_dropped_in_training(run_stages):
 )
 def test_options_that_contradict_are_refused(run_stages, options, message):
     with pytest.raises(BadInput, match=message):
-        run_stages(STAGE + "epochs = 0\ndrop_epochs = 0\n" + options)
+        run_stages(STAGE + "heal.epochs = 0\ndrop_epochs = 0\n" + options)
 
 
 def test_it_cannot_follow_layers_that_share(run_stages):

@@ -8,18 +8,18 @@ import torch
 from torch.nn import functional
 
 from pipeline.learning.hard_concrete import SizeConstraint, decided
-from pipeline.learning.training import predict_logits
 from pipeline.methods.prune.gates import Gates, cut_closed, gains, rounded
 from pipeline.methods.prune.heads import head_importance
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.gated import gated
-from pipeline.tasks.batches import EncodedTexts, from_id_lists, in_order
+from pipeline.tasks.batches import EncodedTexts, in_order
 from runtimes.errors import BadInput
 from tests.exporters.encoders import LABELS, encoder, texts
+from tests.pipeline.labelled import TASK, from_id_lists, predict_logits
 
 KINDS = ["bert", "mobilebert", "unequal layers", "low rank", "low rank student", "empty parts", "unequal student"]
 WITH_A_HIDDEN_CUT = ["bert", "unequal layers", "low rank", "factorized", "empty parts"]
-STAGE = 'use = "prune-gates"\nmultiple_of = 8\nbatch_size = 8\n'
+STAGE = 'use = "prune-gates"\nmultiple_of = 8\nheal.batch_size = 8\n'
 ALL_KINDS = "heads = 0.5\nffn = 0.5\nhidden = 0.25\n"
 
 
@@ -166,7 +166,7 @@ def test_channels_of_a_model_that_is_not_berts_are_refused(kind):
     with pytest.raises(BadInput, match="BERT-like"):
         cut_closed(model, gates.close(0.0, 0.0, 0.5, 8, soft=False), encoded(), "test")
     with pytest.raises(BadInput, match="BERT-like"):
-        gains(model, gates, encoded())
+        gains(model, gates, encoded(), TASK.loss)
 
 
 # --- learning and ranking ---------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_fresh_gates_are_nearly_open():
 def test_the_gain_of_heads_is_their_importance(kind):
     model, given = encoder(kind), encoded(80)
     gates = Gates(model, heads=True, units=False, hidden=False)
-    for a, b in zip(gains(model, gates, given), head_importance(model, given), strict=True):
+    for a, b in zip(gains(model, gates, given, TASK.loss), head_importance(model, given, TASK.loss), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
@@ -193,7 +193,7 @@ def test_the_gain_of_a_unit_and_of_a_channel_is_the_slope_of_the_loss(kind, what
     """Against differences of the loss of each text when a gate is moved a little; norms under gates compute in float32."""
     model, given = encoder(kind).double(), encoded(12)
     gates = Gates(model, heads=False, units=what == "units", hidden=what == "hidden").double()
-    found = gains(model, gates, given)
+    found = gains(model, gates, given, TASK.loss)
     for place in range(len(found)):
         losses = []
         for sign in (1, -1):
@@ -201,7 +201,7 @@ def test_the_gain_of_a_unit_and_of_a_channel_is_the_slope_of_the_loss(kind, what
             ones[place][5] += sign * step
             with torch.no_grad(), gated(model, **gates.arranged(ones)):
                 logits = torch.cat([model(b.input_ids, b.attention_mask).logits for b in in_order(given, 64)])
-            labels = torch.cat([b.labels for b in in_order(given, 64)])
+            labels = torch.cat([b.targets["labels"] for b in in_order(given, 64)])
             losses.append(functional.cross_entropy(logits, labels, reduction="none"))
         slopes = (losses[0] - losses[1]) / (2 * step)
         assert found[place][5].item() == pytest.approx(slopes.abs().mean().item(), rel=1e-4 if what == "units" else 2e-2)
@@ -214,9 +214,9 @@ def test_what_nobody_reads_gains_nothing():
         model.layers[2].ffns[0].up.weight[11] = 0
         model.layers[2].ffns[0].up.bias[11] = 0  # gelu(0) = 0
     gates = Gates(model, heads=False, units=True, hidden=False)
-    found = torch.cat(gains(model, gates, encoded()))
+    found = torch.cat(gains(model, gates, encoded(), TASK.loss))
     assert (found == 0).nonzero().flatten().tolist() == [7, 91]
-    gates.set(gains(model, gates, encoded()))
+    gates.set(gains(model, gates, encoded(), TASK.loss))
     closed = flat(gates.close(0.0, 2 / 120, 0.0, 1, soft=False)["units"])
     assert closed[0][7] == closed[2][11] == 0
     assert closed_share(closed) == pytest.approx(2 / 120)
@@ -268,7 +268,7 @@ def test_a_large_penalty_closes_every_gate_and_none_leaves_them_open():
 
 @pytest.mark.parametrize("select", ["l0", "gain", "random"])
 def test_the_asked_shares_are_gone(run_stages, trained, select):
-    ledger, made = run_stages(STAGE + ALL_KINDS + f'select = "{select}"\nepochs = 1\nlearning_rate = 1e-3')
+    ledger, made = run_stages(STAGE + ALL_KINDS + f'select = "{select}"\nheal.epochs = 1\nheal.learning_rate = 1e-3')
     layers = made.model.config.layers
     assert sum(layer["heads"] for layer in layers) == 8
     widths = [layer["ffn_sizes"][0] for layer in layers]
@@ -282,7 +282,7 @@ def test_the_asked_shares_are_gone(run_stages, trained, select):
 
 
 def test_gates_learn_towards_the_target(run_stages):
-    ledger = run_stages(STAGE + "heads = 0.5\nffn = 0.5\ngate_epochs = 20\ngate_learning_rate = 0.1\nepochs = 0")[0]
+    ledger = run_stages(STAGE + "heads = 0.5\nffn = 0.5\ngate_epochs = 20\ngate_learning_rate = 0.1\nheal.epochs = 0")[0]
     note = next(note for note in ledger.records[-1]["notes"] if note.startswith("expected to be closed"))
     heads, units = (float(part.rstrip("%,")) for part in note.split() if part.rstrip(",").endswith("%"))
     assert 35 < heads < 65
@@ -291,23 +291,23 @@ def test_gates_learn_towards_the_target(run_stages):
 
 def test_learned_gates_lose_less_than_random_ones(run_stages):
     """Before healing, which is where the choice shows."""
-    options = STAGE + "ffn = 0.75\ngate_epochs = 10\ngate_learning_rate = 0.1\nepochs = 0.1\n"
+    options = STAGE + "ffn = 0.75\ngate_epochs = 10\ngate_learning_rate = 0.1\nheal.epochs = 0.1\n"
     before = {}
     for select in ("l0", "random"):
         notes = run_stages(options + f'select = "{select}"')[0].records[-1]["notes"]
-        before[select] = float(next(note for note in notes if note.startswith("before healing")).split()[2])
+        before[select] = float(next(note for note in notes if note.startswith("before healing")).split()[3])
     assert before["l0"] >= before["random"]
 
 
 def test_the_same_seed_closes_the_same_gates(run_stages, trained):
-    made = [run_stages(STAGE + f'ffn = 0.5\nselect = "random"\nepochs = 0\ngain_texts = {n}')[1].model for n in (1, 2)]
+    made = [run_stages(STAGE + f'ffn = 0.5\nselect = "random"\nheal.epochs = 0\ngain_texts = {n}')[1].model for n in (1, 2)]
     for a, b in zip(made[0].state_dict().values(), made[1].state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("learn_from", ["labels", "teacher", "unpruned"])
 def test_it_learns_from_whom_the_recipe_says(run_stages, learn_from):
-    made = run_stages(STAGE + f'heads = 0.25\nffn = 0.25\ngate_epochs = 0.5\nepochs = 1\nlearn_from = "{learn_from}"')[1]
+    made = run_stages(STAGE + f'heads = 0.25\nffn = 0.25\ngate_epochs = 0.5\nheal.epochs = 1\nheal.learn_from = "{learn_from}"')[1]
     assert sum(layer["heads"] for layer in made.model.config.layers) == 12
 
 
@@ -320,10 +320,10 @@ def test_it_learns_from_whom_the_recipe_says(run_stages, learn_from):
         ('select = "best"', "select"),
         ("multiple_of = 0", "multiple_of"),
         ("gate_epochs = 0", "gate_epochs"),
-        ('learn_from = "labels"\ncopies = 2', "altered copies have no labels"),
+        ('heal.learn_from = "labels"\nheal.texts.copies = 2', "altered copies have no labels"),
         ("ffn = 0.0\nhidden = 0.99", "hidden"),
     ],
 )
 def test_options_that_leave_nothing_or_do_nothing_are_refused(run_stages, options, message):
     with pytest.raises(BadInput, match=message):
-        run_stages('use = "prune-gates"\nepochs = 0\n' + options)
+        run_stages('use = "prune-gates"\nheal.epochs = 0\n' + options)

@@ -14,17 +14,17 @@ from pipeline.flow.cache import Cache
 from pipeline.flow.engine import run
 from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
-from pipeline.learning.training import predict_logits
 from pipeline.methods.prune.heads import cut_heads, head_importance, heads_to_keep
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.surgery import keep_heads
-from pipeline.tasks.batches import EncodedTexts, encode, from_id_lists
+from pipeline.tasks.batches import EncodedTexts
 from runtimes.errors import BadInput, GateFailed
 from tests.conftest import ROWS
 from tests.exporters.encoders import LABELS, encoder, texts
+from tests.pipeline.labelled import TASK, encode, from_id_lists, predict_logits
 
 KINDS = ["bert", "mobilebert", "unequal layers", "low rank", "empty parts", "unequal student"]
-ALONE = 'use = "prune-heads"\nepochs = 0\n'
+ALONE = 'use = "prune-heads"\nheal.epochs = 0\n'
 NO_SCORES = [torch.zeros(4)] * 4
 
 
@@ -52,7 +52,7 @@ def explicit_importance(model: Encoder, given: EncodedTexts) -> tuple[list[Tenso
         logits = model(torch.from_numpy(given.text(row)[None].astype(np.int64))).logits
         for handle in handles:
             handle.remove()
-        gradients = iter(torch.autograd.grad(functional.cross_entropy(logits, torch.tensor(given.labels[row : row + 1])), contexts))
+        gradients = iter(torch.autograd.grad(functional.cross_entropy(logits, torch.tensor(given.targets["labels"][row : row + 1])), contexts))
         found = iter(contexts)
         for index, layer in enumerate(model.layers):
             if layer.attention.heads:
@@ -66,7 +66,8 @@ def explicit_importance(model: Encoder, given: EncodedTexts) -> tuple[list[Tenso
 def test_the_gradient_of_a_gate_is_that_of_its_context_summed_over_tokens(kind):
     model, given = encoder(kind), encoded(80)  # more than a batch, of many lengths
     per_text, per_token = explicit_importance(model, given)
-    for expected, found in ((per_text, head_importance(model, given)), (per_token, head_importance(model, given, per_token=True))):
+    by_text, by_token = (head_importance(model, given, TASK.loss, per_token=each) for each in (False, True))
+    for expected, found in ((per_text, by_text), (per_token, by_token)):
         assert [len(scores) for scores in found] == heads(model)
         for a, b in zip(expected, found, strict=True):
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
@@ -75,15 +76,15 @@ def test_the_gradient_of_a_gate_is_that_of_its_context_summed_over_tokens(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_importance_by_token_is_never_below_that_by_text(kind):
     model, given = encoder(kind), encoded(40)
-    by_text, by_token = torch.cat(head_importance(model, given)), torch.cat(head_importance(model, given, per_token=True))
+    by_text, by_token = torch.cat(head_importance(model, given, TASK.loss)), torch.cat(head_importance(model, given, TASK.loss, per_token=True))
     assert (by_token >= by_text - 1e-6).all()
     assert (by_token > by_text * 1.01).any()
 
 
 def test_importance_is_a_mean_without_dropout():
     model, given = encoder("bert").train(), encoded(30)
-    once = head_importance(model, given)
-    for a, b in zip(once, head_importance(model.train(), given.joined(given)), strict=True):
+    once = head_importance(model, given, TASK.loss)
+    for a, b in zip(once, head_importance(model.train(), given.joined(given), TASK.loss), strict=True):
         assert torch.allclose(a, b, rtol=1e-4)
 
 
@@ -92,7 +93,7 @@ def test_a_head_that_nobody_reads_counts_nothing_and_may_go(per_token):
     model, given = encoder("bert"), encoded(40)
     with torch.no_grad():
         model.layers[1].attention.output.weight[:, 16:24] = 0  # head 2
-    scores = head_importance(model, given, per_token)
+    scores = head_importance(model, given, TASK.loss, per_token)
     assert scores[1][2] == 0
     assert (torch.cat(scores) == 0).sum() == 1
     kept = heads_to_keep(scores, 1)
@@ -140,7 +141,7 @@ def test_scores_of_nothing_are_no_division_by_zero():
 def test_the_cut_is_held_against_the_closed_gates(kind):
     model, given = encoder(kind), encoded(40)
     count = sum(heads(model)) // 2
-    kept = heads_to_keep(head_importance(model, given), count)
+    kept = heads_to_keep(head_importance(model, given, TASK.loss), count)
     cut = cut_heads(model, kept, given, "test")  # raises where they differ
     assert sum(heads(cut)) == sum(heads(model)) - count
     assert heads(cut) == [len(layer) for layer in kept]
@@ -151,7 +152,7 @@ def test_the_cut_is_held_against_the_closed_gates(kind):
 
 def test_half_of_all_heads_go_and_layers_may_differ(run_stages, trained):
     ledger, made = run_stages(ALONE + "fraction = 0.5")
-    scores = head_importance(trained.model, task_texts(trained))
+    scores = head_importance(trained.model, task_texts(trained), TASK.loss)
     kept = heads_to_keep(scores, 8)
     assert heads(made.model) == [len(layer) for layer in kept]
     assert sum(heads(made.model)) == 8
@@ -165,7 +166,7 @@ def test_half_of_all_heads_go_and_layers_may_differ(run_stages, trained):
 
 
 def test_importance_by_token_is_what_the_option_says(run_stages, trained):
-    kept = heads_to_keep(head_importance(trained.model, task_texts(trained), per_token=True), 8)
+    kept = heads_to_keep(head_importance(trained.model, task_texts(trained), TASK.loss, per_token=True), 8)
     made = run_stages(ALONE + 'importance = "token"')[1]
     assert torch.equal(predict_logits(made.model, task_texts(trained)), predict_logits(keep_heads(trained.model, kept), task_texts(trained)))
 
@@ -178,7 +179,7 @@ def test_rounds_end_at_the_same_number(run_stages, trained, rounds, fraction):
     expected, given, gone = trained.model, task_texts(trained), 0
     for number in range(1, rounds + 1):
         now = round(round(16 * fraction) * number / rounds)
-        expected = keep_heads(expected, heads_to_keep(head_importance(expected, given), now - gone))
+        expected = keep_heads(expected, heads_to_keep(head_importance(expected, given, TASK.loss), now - gone))
         gone = now
     assert torch.allclose(predict_logits(made, given), predict_logits(expected, given), atol=1e-5)
 
@@ -193,10 +194,10 @@ def test_all_heads_of_all_layers_may_go(run_stages):
 
 
 def test_healing_brings_back_what_the_cut_lost(run_stages):
-    ledger, made = run_stages('use = "prune-heads"\nfraction = 0.75\nepochs = 4\nbatch_size = 8\nlearning_rate = 1e-3')
+    ledger, made = run_stages('use = "prune-heads"\nfraction = 0.75\nheal.epochs = 4\nheal.batch_size = 8\nheal.learning_rate = 1e-3')
     notes = ledger.records[-1]["notes"]
-    before = float(next(note for note in notes if note.startswith("before healing")).split()[2])
-    after = ledger.records[-1]["subjects"][0]["accuracy"]["validation"]
+    before = float(next(note for note in notes if note.startswith("before healing")).split()[3])
+    after = ledger.records[-1]["subjects"][0]["metrics"]["validation"]["accuracy"]
     assert sum(heads(made.model)) == 4
     assert after >= before
     assert after > 90
@@ -240,8 +241,8 @@ def test_a_source_whose_layers_share_their_weights_is_refused_with_a_message(use
         (tmp_path / "albert" / name).write_bytes((tiny_model / name).read_bytes())
     recipe = tmp_path / "recipe.toml"
     select = 'select = "gain"' if use == "prune-gates" else ""
-    stages = f'[[stage]]\nuse = "finetune"\nepochs = 0.1\n[[stage]]\nuse = "{use}"\nepochs = 0\n{select}'
+    stages = f'[[stage]]\nuse = "finetune"\nepochs = 0.1\n[[stage]]\nuse = "{use}"\nheal.epochs = 0\n{select}'
     recipe.write_text(f'name = "albert"\n[model]\nsource = "unset"\n[task]\ndata = "unset"\nmax_length = 16\n{stages}')
     with pytest.raises(BadInput, match="share"):
         made = load_recipe(str(recipe), model=str(tmp_path / "albert"), data=str(tiny_data))
-        run(made, tmp_path / "out", Cache(tmp_path / "cache"), Progress(quiet=True))
+        run(made, tmp_path / "out", Cache(tmp_path / "cache"), Progress(quiet=True), lambda *_: None)

@@ -10,7 +10,7 @@ from pipeline.methods.prune.magnitude import Masked, cubic, prunable, smallest
 from pipeline.models.encoder import Encoder
 from runtimes.errors import BadInput
 
-TRAINED = "epochs = 2\nbatch_size = 8"
+TRAINED = "heal.epochs = 2\nheal.batch_size = 8"
 
 
 def weights(model: Encoder) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ def test_every_matrix_has_its_share_and_the_rest_is_spared(run_stages, trained, 
     _, pruned = run_stages(f'use = "prune-magnitude"\nsparsity = 0.6\nschedule = "{schedule}"\n{TRAINED}')
     for name, weight in weights(pruned.model).items():
         assert int((weight == 0).sum()) == int(0.6 * weight.numel()), name
-    for name in ("embeddings.position.weight", "classifier.weight", "layers.0.attention_norm.weight", "layers.0.attention.query.bias"):
+    for name in ("embeddings.position.weight", "heads.classifier.weight", "layers.0.attention_norm.weight", "layers.0.attention.query.bias"):
         assert (pruned.model.get_parameter(name) != 0).any()
         assert (pruned.model.get_parameter(name) == 0).float().mean() <= (trained.model.get_parameter(name) == 0).float().mean()
 
@@ -79,14 +79,14 @@ def test_masks_are_nested_when_sparsity_rises(trained):
 def test_random_masks_lose_more_than_magnitudes(run_stages):
     scores = {}
     for schedule in ("one-shot", "random"):
-        ledger, _ = run_stages(f'use = "prune-magnitude"\nsparsity = 0.7\nschedule = "{schedule}"\nepochs = 0')
-        scores[schedule] = ledger.records[-1]["subjects"][0]["accuracy"]["test"]
+        ledger, _ = run_stages(f'use = "prune-magnitude"\nsparsity = 0.7\nschedule = "{schedule}"\nheal.epochs = 0')
+        scores[schedule] = ledger.records[-1]["subjects"][0]["metrics"]["test"]["accuracy"]
     assert scores["random"] < scores["one-shot"]
 
 
 def test_later_training_keeps_every_zero(run_stages):
     magnitude = f'use = "prune-magnitude"\nsparsity = 0.6\n{TRAINED}'
-    gates = 'use = "prune-gates"\nffn = 0.25\nselect = "gain"\nmultiple_of = 1\nepochs = 1\nbatch_size = 8'
+    gates = 'use = "prune-gates"\nffn = 0.25\nselect = "gain"\nmultiple_of = 1\nheal.epochs = 1\nheal.batch_size = 8'
     _, before = run_stages(magnitude)
     _, after = run_stages(magnitude, gates)
     for part in ("query", "key", "value", "output"):

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.learning.training import predict_logits
 from pipeline.methods.prune.neurons import PruneNeurons, mean_activations, neuron_scores, ones_at, top
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.gated import gated
 from pipeline.models.surgery import keep_head_dimensions
-from pipeline.tasks.batches import EncodedTexts, from_id_lists, make_batch
+from pipeline.tasks.batches import EncodedTexts, make_batch
 from runtimes.errors import BadInput
 from tests.exporters.encoders import FIRST_ID, LABELS, VOCABULARY, encoder, texts
+from tests.pipeline.labelled import from_id_lists, predict_logits
 
 KINDS = ["bert", "mobilebert", "unequal layers", "low rank", "low rank student", "empty parts"]
-STAGE = 'use = "prune-neurons"\nmultiple_of = 4\nbatch_size = 8\n'
+STAGE = 'use = "prune-neurons"\nmultiple_of = 4\nheal.batch_size = 8\n'
 
 
 def encoded(count: int = 40, longest: int = 20) -> EncodedTexts:
@@ -197,7 +197,7 @@ def test_dimensions_that_do_nothing_go_without_a_trace():
 @pytest.mark.parametrize("rounds", [1, 2, 5])
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_rounds_end_at_the_target(run_stages, rounds, epochs):
-    ledger, made = run_stages(STAGE + f"ffn = 0.5\nattention = 0.25\nrounds = {rounds}\nepochs = {epochs}")
+    ledger, made = run_stages(STAGE + f"ffn = 0.5\nattention = 0.25\nrounds = {rounds}\nheal.epochs = {epochs}")
     layers = made.model.config.layers
     widths = [layer["ffn_sizes"][0] for layer in layers]
     assert [layer["head_size"] for layer in layers] == [6, 6, 6, 6]
@@ -208,20 +208,20 @@ def test_rounds_end_at_the_target(run_stages, rounds, epochs):
 
 
 def test_either_alone_leaves_the_other_as_it_is(run_stages):
-    made = run_stages(STAGE + "ffn = 0.0\nattention = 0.5\nrounds = 2\nepochs = 0")[1]
+    made = run_stages(STAGE + "ffn = 0.0\nattention = 0.5\nrounds = 2\nheal.epochs = 0")[1]
     assert [(layer["ffn_sizes"], layer["head_size"]) for layer in made.model.config.layers] == [([64], 4)] * 4
-    made = run_stages(STAGE + "ffn = 0.5\nattention = 0.0\nrounds = 2\nepochs = 0")[1]
+    made = run_stages(STAGE + "ffn = 0.5\nattention = 0.0\nrounds = 2\nheal.epochs = 0")[1]
     assert [layer["head_size"] for layer in made.model.config.layers] == [8] * 4
 
 
 def test_healing_between_rounds_brings_accuracy_back(run_stages):
-    ledger = run_stages(STAGE + "ffn = 0.75\nattention = 0.5\nrounds = 3\nepochs = 6\nlearning_rate = 1e-3")[0]
-    assert ledger.records[-1]["subjects"][0]["accuracy"]["validation"] > 90
+    ledger = run_stages(STAGE + "ffn = 0.75\nattention = 0.5\nrounds = 3\nheal.epochs = 6\nheal.learning_rate = 1e-3")[0]
+    assert ledger.records[-1]["subjects"][0]["metrics"]["validation"]["accuracy"] > 90
 
 
-@pytest.mark.parametrize("options", ['learn_from = "labels"', 'learn_from = "teacher"', "copies = 1"])
+@pytest.mark.parametrize("options", ['heal.learn_from = "labels"', 'heal.learn_from = "teacher"', "heal.texts.copies = 1"])
 def test_rounds_learn_from_whom_the_recipe_says(run_stages, options):
-    made = run_stages(STAGE + "rounds = 2\nepochs = 1\n" + options)[1]
+    made = run_stages(STAGE + "rounds = 2\nheal.epochs = 1\n" + options)[1]
     assert abs(sum(layer["ffn_sizes"][0] for layer in made.model.config.layers) - 128) <= 8
 
 
@@ -233,7 +233,7 @@ def test_rounds_learn_from_whom_the_recipe_says(run_stages, options):
         ("attention = -0.1", "attention"),
         ("rounds = 0", "rounds"),
         ('score = "gradient"', "score"),
-        ('learn_from = "labels"\ncopies = 1', "altered copies have no labels"),
+        ('heal.learn_from = "labels"\nheal.texts.copies = 1', "altered copies have no labels"),
     ],
 )
 def test_options_that_do_nothing_or_contradict_are_refused(run_stages, options, message):

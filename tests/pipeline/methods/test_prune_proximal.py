@@ -12,7 +12,7 @@ from pipeline.methods.prune.proximal import EPS, Family, Shrinking, shrunk
 from pipeline.models.encoder import count_unique_parameters
 from runtimes.errors import BadInput, GateFailed
 
-SMALL = "reweight_steps = 5\nprox_epochs = 4\nepochs = 1\nbatch_size = 8"
+SMALL = "reweight_steps = 5\nprox_epochs = 4\nheal.epochs = 1\nheal.batch_size = 8"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.7])
@@ -64,7 +64,8 @@ def test_reweighting_lowers_the_log_penalty_objective_on_a_quadratic():
 
 def test_no_penalty_is_exactly_adamw(run_stages, trained):
     """gamma = 0 leaves no zero and trains as healing alone does."""
-    ledger, made = run_stages('use = "prune-proximal"\nform = "weights"\nsparsity = 0.0\ngamma = 0.0\nprox_epochs = 1\nepochs = 0\nbatch_size = 8')
+    options = "sparsity = 0.0\ngamma = 0.0\nprox_epochs = 1\nheal.epochs = 0\nheal.batch_size = 8"
+    ledger, made = run_stages('use = "prune-proximal"\nform = "weights"\n' + options)
     assert not any((p == 0).any() for name, p in made.model.named_parameters() if name.startswith("layers.") and p.ndim == 2)
     assert "0.0%" in ledger.records[-1]["notes"][0]
 
@@ -116,7 +117,7 @@ def test_head_and_unit_groups_cover_the_layers_matrices_once(trained):
 
 def test_unreachable_target_stops_with_what_was_reached(run_stages):
     with pytest.raises(GateFailed, match=r"% of the weights became zero, 99.0% were asked for"):
-        run_stages('use = "prune-proximal"\nform = "weights"\nsparsity = 0.99\nreweight_steps = 100\nprox_epochs = 0.1\nbatch_size = 8')
+        run_stages('use = "prune-proximal"\nform = "weights"\nsparsity = 0.99\nreweight_steps = 100\nprox_epochs = 0.1\nheal.batch_size = 8')
 
 
 def test_adams_metric_belongs_to_single_weights(run_stages):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from pipeline.methods.share.layers import group_owners, share_layers, untied
 from pipeline.methods.share.quaternion import energy_kept, nearest_blocks, to_dense, to_quaternions
@@ -13,7 +14,7 @@ from pipeline.models.hub import save_encoder
 from pipeline.models.surgery import layer_matrices
 from runtimes.errors import BadInput
 
-QUICK = "transfer_epochs = 1\nepochs = 1\nbatch_size = 8"
+QUICK = "transfer.epochs = 1\nheal.epochs = 1\nheal.batch_size = 8"
 PARTS = {"all": 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32, "attention": 4 * (32 * 32 + 32), "ffn": 2 * 32 * 64 + 64 + 32}
 """Parameters of a layer that are shared."""
 
@@ -59,7 +60,7 @@ def test_gradient_of_a_shared_tensor_is_the_sum_over_its_uses(trained, share):
     apart = untied(shared)
     ids = torch.tensor([[2, 40, 41, 42, 3]])
     for model in (shared, apart):
-        model(ids, labels=torch.tensor([1])).loss.backward()
+        functional.cross_entropy(model(ids).logits, torch.tensor([1])).backward()
     name = "ffns.0.down.weight" if share == "ffn" else "attention.value.weight"
     total = sum(apart.get_parameter(f"layers.{i}.{name}").grad for i in range(4))
     assert torch.allclose(shared.get_parameter(f"layers.0.{name}").grad, total, atol=1e-6)
@@ -118,17 +119,17 @@ def test_quaternion_model_starts_at_the_nearest_and_survives_the_trip(trained):
 
 
 def test_quaternion_stage_learns(run_stages):
-    ledger, made = run_stages('use = "quaternion"\ntransfer_epochs = 4\nepochs = 4\nbatch_size = 8\nlearning_rate = 3e-3')
+    ledger, made = run_stages('use = "quaternion"\ntransfer.epochs = 4\nheal.epochs = 4\nheal.batch_size = 8\nheal.learning_rate = 3e-3')
     assert made.model.config.quaternion
     record = ledger.records[-1]
-    before = next(float(n.split()[2]) for n in record["notes"] if n.startswith("before healing"))
-    assert record["subjects"][0]["accuracy"]["test"] > 60
-    assert record["subjects"][0]["accuracy"]["validation"] >= before
+    before = next(float(n.split()[3]) for n in record["notes"] if n.startswith("before healing"))
+    assert record["subjects"][0]["metrics"]["test"]["accuracy"] > 60
+    assert record["subjects"][0]["metrics"]["validation"]["accuracy"] >= before
 
 
 def test_width_that_is_no_multiple_of_four_is_refused(run_stages):
     with pytest.raises(BadInput, match="multiples of 4"):
-        run_stages('use = "prune-neurons"\nffn = 0.4\nmultiple_of = 5\nrounds = 1\nepochs = 0', 'use = "quaternion"')
+        run_stages('use = "prune-neurons"\nffn = 0.4\nmultiple_of = 5\nrounds = 1\nheal.epochs = 0', 'use = "quaternion"')
 
 
 BREAKING = ("prune-heads", "prune-gates", "prune-neurons", "prune-magnitude", "prune-proximal", "factorize-svd", "factorize-flop")

@@ -19,10 +19,11 @@ from pipeline.flow.registry import stage_class
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import count_unique_parameters
 from pipeline.reports.catalogue import describe
-from pipeline.stages.export import file_results
+from pipeline.stages.file_evaluation import file_outputs
 from runtimes.errors import BadInput
+from runtimes.text import Encoding
 
-QUICK = "epochs = 1\nbatch_size = 8\n"
+QUICK = "heal.epochs = 1\nheal.batch_size = 8\n"
 METHODS = {
     "prune-heads": "fraction = 0.75\n",
     "prune-gates": 'heads = 0.5\nffn = 0.5\nhidden = 0.25\nselect = "gain"\nmultiple_of = 8\n',
@@ -32,8 +33,8 @@ METHODS = {
     "prune-proximal": "sparsity = 0.4\nreweight_steps = 5\nprox_epochs = 4\n",
     "factorize-svd": "removed = 0.4\n",
     "factorize-flop": "removed = 0.4\ngate_epochs = 6\ngate_learning_rate = 0.3\n",
-    "share-layers": 'share = "ffn"\ngroups = 2\ntransfer_epochs = 1\n',
-    "quaternion": "transfer_epochs = 1\n",
+    "share-layers": 'share = "ffn"\ngroups = 2\ntransfer.epochs = 1\n',
+    "quaternion": "transfer.epochs = 1\n",
 }
 FILES = {"onnx": ("onnx/model.onnx", "onnx/model_quantized.onnx"), "tflite": ("tflite/model_fp32.tflite", "tflite/model_int8.tflite")}
 
@@ -42,9 +43,13 @@ def method(name: str) -> str:
     return f'use = "{name}"\n{METHODS[name]}{QUICK}'
 
 
+def results(path, id_lists) -> np.ndarray:
+    return np.stack([one["logits"] for one in file_outputs(path, [Encoding(ids, [0] * len(ids)) for ids in id_lists])])
+
+
 def exported(run_stages, *stages: str):
     """(ledger, model, folder of float32 files, folder of int8 files)."""
-    ledger, checkpoint, folders = run_stages(*stages, 'use = "export"\nbuckets = [8, 16]', 'use = "quantize"\naccuracy_drop = 100', folders=True)
+    ledger, checkpoint, folders = run_stages(*stages, 'use = "export"\nbuckets = [8, 16]', 'use = "quantize"\nmetric_drop = 100', folders=True)
     return ledger, checkpoint, folders["exported"], folders["quantized"]
 
 
@@ -55,9 +60,9 @@ def test_method_ships_in_both_formats(run_stages, name):
     ids = [[2, 70, 72, 60, 3], [2, 61, 62, 63, 64, 65, 66, 67, 3]]
     expected = torch.cat([checkpoint.model(torch.tensor([i])).logits for i in ids]).detach().numpy()
     for format_, (plain, small) in FILES.items():
-        got = file_results(full / plain, ids)
+        got = results(full / plain, ids)
         assert np.abs(got - expected).max() < 1e-3 * max(1, np.abs(expected).max()), format_
-        rough = file_results(int8 / small, ids)
+        rough = results(int8 / small, ids)
         assert np.abs(rough - expected).max() < 0.15 * np.abs(expected).max(), format_
 
 
@@ -78,7 +83,7 @@ def test_heads_then_units_then_int8(run_stages):
     assert sum(sum(layer["ffn_sizes"]) for layer in layers) < 160
     assert {r["stage"] for r in ledger.records} >= {"prune-heads", "prune-gates", "export", "quantize"}
     for subject in ledger.records[-1]["subjects"]:
-        assert subject["accuracy"]["test"] > 60
+        assert subject["metrics"]["test"]["accuracy"] > 60
 
 
 def test_low_rank_after_heads_and_layers(run_stages):
@@ -88,7 +93,7 @@ def test_low_rank_after_heads_and_layers(run_stages):
 
 def test_student_with_bottlenecks_is_cut_too(run_stages):
     student = 'use = "distill-mobilebert"\nlayers = 2\nhidden_size = 32\nbottleneck_size = 16\nheads = 4\nffn_size = 32\nembedding_size = 16\n'
-    student += "transfer_epochs = 1\ncopies = 0\nlearning_rate = 3e-3\n" + QUICK
+    student += "transfer.epochs = 1\ntransfer.batch_size = 8\nlogits = { epochs = 1, batch_size = 8, learning_rate = 3e-3, texts = { copies = 0 } }\n"
     units = 'use = "prune-neurons"\nffn = 0.5\nattention = 0.25\nmultiple_of = 4\nrounds = 1\n' + QUICK
     _, checkpoint, _, _ = exported(run_stages, student, method("prune-heads"), units, 'use = "factorize-svd"\nremoved = 0.2\n' + QUICK)
     layers = checkpoint.model.config.layers
@@ -97,7 +102,7 @@ def test_student_with_bottlenecks_is_cut_too(run_stages):
 
 
 def test_shared_layers_become_quaternion_ones(run_stages):
-    _, checkpoint, _, _ = exported(run_stages, 'use = "share-layers"\ngroups = 2\ntransfer_epochs = 1\n' + QUICK, method("quaternion"))
+    _, checkpoint, _, _ = exported(run_stages, 'use = "share-layers"\ngroups = 2\ntransfer.epochs = 1\n' + QUICK, method("quaternion"))
     assert len(checkpoint.model.layers) == 2
     assert checkpoint.model.config.quaternion
 
@@ -146,7 +151,7 @@ def test_catalogue_tells_paper_equations_effect_and_every_default(name):
 
 def test_killed_inside_a_gradual_schedule_ends_with_the_same_bytes(recipe_head, small_model, tiny_data, tmp_path):
     recipe = tmp_path / "gradual.toml"
-    pruning = '[[stage]]\nuse = "prune-magnitude"\nsparsity = 0.8\nepochs = 60\nbatch_size = 8\n'
+    pruning = '[[stage]]\nuse = "prune-magnitude"\nsparsity = 0.8\nheal.epochs = 60\nheal.batch_size = 8\n'
     recipe.write_text(recipe_head.replace("epochs = 12", "epochs = 2") + pruning)
     weights = {}
     for name, kills in (("straight", 0), ("killed", 2)):
@@ -181,4 +186,4 @@ def test_loss_that_is_no_number_stops_and_names_the_step(run_stages):
     from runtimes.errors import GateFailed
 
     with pytest.raises(GateFailed, match=r"prune-magnitude: the loss became (nan|inf) at step \d+"):
-        run_stages('use = "prune-magnitude"\nsparsity = 0.5\nlearning_rate = 1e30\nepochs = 4\nbatch_size = 8')
+        run_stages('use = "prune-magnitude"\nsparsity = 0.5\nheal.learning_rate = 1e30\nheal.epochs = 4\nheal.batch_size = 8')

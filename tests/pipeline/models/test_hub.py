@@ -11,6 +11,7 @@ import transformers
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.hub import hub_config, load_encoder, save_encoder, save_for_transformers
+from pipeline.tasks.heads import head_shape
 from runtimes.errors import BadInput
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 37, "num_hidden_layers": 3}
@@ -98,7 +99,7 @@ def test_published_mobilebert_has_its_exact_size(tmp_path):
         from pipeline.models.hub import config_fields
 
         model = Encoder(EncoderConfig(**config_fields(config.to_dict()), num_labels=2))
-    encoder_only = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("classifier"))
+    encoder_only = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("heads"))
     assert encoder_only == 24_581_888
 
 
@@ -118,8 +119,11 @@ def test_saved_and_loaded_again_is_the_same(name, tmp_path):
 
 def test_a_new_task_gets_a_new_classifier_and_keeps_the_encoder(tmp_path):
     random_model(CONFIGS["bert"]).save_pretrained(tmp_path)
-    old, new = load_encoder(tmp_path), load_encoder(tmp_path, ["yes", "no", "maybe"])
-    assert new.classifier.weight.shape == (3, 32)
+    heads = [head_shape("classifier", ["logits"], "first", 3, pooler=True)]
+    old, new = load_encoder(tmp_path), load_encoder(tmp_path, heads, ["yes", "no", "maybe"])
+    assert new.heads["classifier"].weight.shape == (3, 32)
+    assert new.fresh_heads == ["classifier"] and old.fresh_heads == []
+    assert new.dropped_head == "classifier of BertForSequenceClassification"
     assert new.config.id2label == {0: "yes", 1: "no", 2: "maybe"}
     assert torch.equal(old.layers[0].attention.query.weight, new.layers[0].attention.query.weight)
 
@@ -165,3 +169,56 @@ def test_refusals_name_what_is_wrong(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(BadInput, match="'gpt2' is not a BERT-class encoder"):
         load_encoder(tmp_path)
+
+
+TASKS = {
+    "TokenClassification": [head_shape("classifier", ["logits"], "all", 5)],
+    "QuestionAnswering": [head_shape("span", ["start_logits", "end_logits"], "all", 2)],
+}
+FAMILIES = [name for name in CONFIGS if "-" not in name]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_of_other_tasks_give_what_transformers_gives(name, task, tmp_path):
+    torch.manual_seed(1)
+    CONFIGS[name].num_labels = 2 if task == "QuestionAnswering" else 5
+    theirs = getattr(transformers, f"AutoModelFor{task}").from_config(CONFIGS[name], attn_implementation="eager").eval()
+    for parameter in theirs.parameters():
+        parameter.data.normal_(0, 0.2)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_encoder(tmp_path / "theirs", TASKS[task])
+    assert ours.dropped_head is None and ours.fresh_heads == []
+    ids = torch.randint(5, 99, (4, 12))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = mask[2, 5:] = 0
+    with torch.no_grad():
+        wanted, found = theirs(ids, attention_mask=mask), ours(ids, mask).outputs
+    for output in TASKS[task][0]["outputs"]:
+        assert (wanted[output] - found[output]).abs().max() < 1e-5
+    save_for_transformers(ours, tmp_path / "ours")
+    again = getattr(transformers, f"AutoModelFor{task}").from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    with torch.no_grad():
+        for output in TASKS[task][0]["outputs"]:
+            assert (again(ids, attention_mask=mask)[output] - wanted[output]).abs().max() < 1e-5
+
+
+def test_the_head_of_another_task_is_dropped_and_told(tmp_path):
+    random_model(CONFIGS["bert"]).save_pretrained(tmp_path)
+    model = load_encoder(tmp_path, TASKS["TokenClassification"])
+    assert model.dropped_head == "classifier of BertForSequenceClassification"
+    assert model.fresh_heads == ["classifier"]
+    assert load_encoder(tmp_path, [head_shape("embedding", ["sentence_embedding"], "mean", None, normalized=True)]).fresh_heads == []
+
+
+@pytest.mark.parametrize("tokens", ["mean", "first"])
+def test_an_embedding_has_length_one_and_ignores_padding(tokens, tmp_path):
+    random_model(CONFIGS["bert"]).save_pretrained(tmp_path)
+    model = load_encoder(tmp_path, [head_shape("embedding", ["sentence_embedding"], tokens, None, normalized=True)])
+    ids = torch.randint(5, 99, (1, 9))
+    padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.int64)], dim=1)
+    mask = (torch.arange(14) < 9).long()[None]
+    with torch.no_grad():
+        alone, behind = model(ids).outputs["sentence_embedding"], model(padded, mask).outputs["sentence_embedding"]
+    assert alone.norm() == pytest.approx(1, abs=1e-6)
+    assert (alone - behind).abs().max() < 1e-5

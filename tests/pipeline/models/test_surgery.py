@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.learning.training import predict_logits
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.gated import gated
 from pipeline.models.hub import WEIGHTS, load_encoder, save_encoder
+from pipeline.models.inference import predict
 from pipeline.models.linear import LowRank
 from pipeline.models.surgery import (
     TOLERANCE,
@@ -32,9 +32,10 @@ from pipeline.models.surgery import (
     probe_texts,
     require_same,
 )
-from pipeline.tasks.batches import EncodedTexts, from_id_lists, make_batch
+from pipeline.tasks.batches import EncodedTexts, make_batch
 from runtimes.errors import BadInput, GateFailed
 from tests.exporters.encoders import LABELS, LONGEST, OWN, SHARED, SHARED_PARTS, encoder, texts
+from tests.pipeline.labelled import from_id_lists
 
 CLOSE = 1e-5
 STUDENTS = ["mobilebert", "mobilebert, all", "mobilebert, none, layer norm", "unequal student"]
@@ -520,16 +521,16 @@ def test_parts_that_layers_share_alone_are_not_factorized(kind):
 
 def test_the_check_passes_what_is_the_same_and_tells_how_far_off_it_is():
     model, given = encoder("bert"), encoded()
-    expected = predict_logits(model, given)
+    expected = predict(model, given)
     assert require_same(expected, model, given, "cut") == 0
-    assert require_same(expected + 0.5 * TOLERANCE, model, given, "cut") == pytest.approx(0.5 * TOLERANCE, rel=0.02)
+    assert require_same({"logits": expected["logits"] + 0.5 * TOLERANCE}, model, given, "cut") == pytest.approx(0.5 * TOLERANCE, rel=0.02)
 
 
 @pytest.mark.parametrize("wrong", [2 * TOLERANCE, float("nan"), float("inf")])
 def test_the_check_stops_at_one_logit_that_differs(wrong):
     model, given = encoder("bert"), encoded()
-    expected = predict_logits(model, given)
-    expected[7, 3] += wrong
+    expected = predict(model, given)
+    expected["logits"][7, 3] += wrong
     with pytest.raises(GateFailed, match=r"^heads: the cut model differs from the masked one by"):
         require_same(expected, model, given, "heads")
 
@@ -537,7 +538,7 @@ def test_the_check_stops_at_one_logit_that_differs(wrong):
 def test_the_check_finds_a_head_too_many():
     model, given = encoder("bert"), encoded()
     with gated(model, heads=head_masks(model, [[0, 1], [0, 1, 2, 3], [0, 1, 2, 3]])):
-        expected = predict_logits(model, given)
+        expected = predict(model, given)
     require_same(expected, keep_heads(model, [[0, 1], [0, 1, 2, 3], [0, 1, 2, 3]]), given, "heads")
     with pytest.raises(GateFailed):
         require_same(expected, keep_heads(model, [[0, 2], [0, 1, 2, 3], [0, 1, 2, 3]]), given, "heads")

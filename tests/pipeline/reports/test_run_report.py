@@ -13,14 +13,22 @@ import pytest
 from rich.console import Console
 
 from pipeline.reports.drawing import NARROW, WIDE, short, typeset
-from pipeline.reports.run_report import conditions, print_table, scatter, table_lines, write_report
+from pipeline.reports.results import check_ledger, metrics, read_ledger, result_rows
+from pipeline.reports.run_report import conditions, view, write_report
+from pipeline.reports.run_table import floor_sentence, headline, print_table, table_lines
+from pipeline.reports.scatter import TALLEST, scatter
+from runtimes.errors import BadInput
+
+ACCURACY = {"name": "accuracy", "title": "accuracy", "unit": "%", "higher_is_better": True}
+F1 = {"name": "f1", "title": "F1", "unit": "%", "higher_is_better": True}
+LOG_LOSS = {"name": "log_loss", "title": "log loss", "unit": "", "higher_is_better": False}
 
 
 def subject(
     name: str, params: int, size: int, accuracy: tuple[float, float], file: str | None = None, precision: str = "fp32"
 ) -> dict:
-    known = dict(zip(("validation", "test"), accuracy, strict=True))
-    facts = {"unique_params": params, "size_bytes": size, "accuracy": known, "precision": precision, "notes": []}
+    known = {split: {"accuracy": value} for split, value in zip(("validation", "test"), accuracy, strict=True)}
+    facts = {"unique_params": params, "size_bytes": size, "metrics": known, "precision": precision, "notes": []}
     return {"name": name, "file": file, **facts}
 
 
@@ -73,12 +81,13 @@ def full() -> dict[str, Any]:
         stage("bench", 95.0, measurements=tuple(bench)), stage("bundle", 1.1),
     ]  # fmt: skip
     gates = [
-        {"gate": "accuracy_drop", "value": 0.8, "limit": 1.0, "unit": "points of validation accuracy"},
+        {"gate": "metric_drop", "value": 0.8, "limit": 1.0, "unit": "points of validation accuracy"},
         {"gate": "size_mb", "value": 2.41, "limit": 4.0, "unit": "MB"},
     ]
     return {
-        "format": 1, "name": "demo", "outcome": "published", "seed": 7, "stages": stages,
-        "rows": {"train": 15000, "validation": 3000, "test": 4500}, "libraries": {"torch": "2.13.0", "optimum": None},
+        "format": 2, "name": "demo", "outcome": "published", "seed": 7, "stages": stages,
+        "task": {"kind": "text-classification", "metrics": [ACCURACY, F1, LOG_LOSS]}, "floor": None,
+        "rows": {"train": 15000, "validation": 3000, "test": 4500, "unlabeled": 0}, "libraries": {"torch": "2.13.0", "optimum": None},
         "recipe": 'name = "demo"\nseed = 7\n', "gates": [{"file": "model_int8.tflite", "ok": True} | gate for gate in gates],
     }  # fmt: skip
 
@@ -86,7 +95,7 @@ def full() -> dict[str, Any]:
 @pytest.fixture
 def failed(full: dict[str, Any]) -> dict[str, Any]:
     gate = full["gates"][0] | {"value": 91.2, "ok": False}
-    outcome = "failed: model_int8.tflite: accuracy_drop is 91.2 points"
+    outcome = "failed: model_int8.tflite: metric_drop is 91.2 points"
     return full | {"outcome": outcome, "gates": [gate], "stages": full["stages"][:5]}
 
 
@@ -144,7 +153,7 @@ def test_page_tells_every_model_and_its_figures(full: dict[str, Any], tmp_path: 
         for made in record["subjects"]:
             assert made["name"] in text
             assert f"{made['unique_params'] / 1e6:.2f}" in text and f"{made['size_bytes'] / 1e6:.2f}" in text
-            assert f"{made['accuracy']['test']:.1f}" in text
+            assert f"{made['metrics']['test']['accuracy']:.1f}" in text
     assert "2.4 MB int8 TFLite, 24.9× faster than the teacher, −0.4 points on test" in text
     for told in ("published", "0.240", "24.9×", "412.3", "13.4", "✓ holds", "15 texts are", "2.13.0", "not installed"):
         assert told in text
@@ -174,7 +183,7 @@ def test_names_are_escaped(full: dict[str, Any], tmp_path: Path) -> None:
 
 def test_failed_run_says_why_and_claims_nothing(failed: dict[str, Any], tmp_path: Path) -> None:
     text = page(failed, tmp_path)
-    assert 'class="verdict bad"' in text and "model_int8.tflite: accuracy_drop is 91.2 points" in text
+    assert 'class="verdict bad"' in text and "model_int8.tflite: metric_drop is 91.2 points" in text
     assert "No bundle was published. Made so far: 2.4 MB int8 TFLite" in text and "✗ fails" in text
 
 
@@ -195,7 +204,7 @@ def test_page_without_bench_says_so(no_bench: dict[str, Any], tmp_path: Path) ->
 
 def test_unknown_values_are_dashes_and_sentences(full: dict[str, Any], tmp_path: Path) -> None:
     for made in (s for r in full["stages"] for s in r["subjects"]):
-        made["accuracy"] = {}
+        made["metrics"] = {}
     for m in full["stages"][5]["measurements"]:
         m |= dict.fromkeys(("noise", "load_ms", "first_inference_ms", "memory", "conditions", "mean_ms"))
     full["stages"][5]["measurements"][0] |= dict.fromkeys(("p50_ms", "p90_ms", "p99_ms"))
@@ -229,7 +238,7 @@ def test_crowded_plots_grow(case: str, width: int) -> None:
     spread = {"one": [(0.2, 95.0)], "same": [(0.2, 95.0)] * 14, "crowd": crowd}
     point = {"size_mb": 2.0, "kind": "onnx", "detail": "0.200 ms · 95.0 % · 2.0 MB"}
     places = enumerate(spread[case])
-    points = [point | {"name": f"a model with a long name {i}", "ms": ms, "accuracy": accuracy} for i, (ms, accuracy) in places]
+    points = [point | {"name": f"a model with a long name {i}", "ms": ms, "value": value} for i, (ms, value) in places]
     plot = scatter(points, width)
     boxes = [p["box"] for p in plot["points"]]
     left, top, right, bottom = plot["frame"]
@@ -242,7 +251,7 @@ def test_crowded_plots_grow(case: str, width: int) -> None:
 def test_table_lines_are_aligned_and_tell_what_is_compared(full: dict[str, Any]) -> None:
     *lines, told = table_lines(full)
     header, shipped = lines[0], next(line for line in lines if "model_int8.tflite" in line)
-    assert header.split() == "stage what params M size MB val % test % p50 ms speed-up seconds".split()
+    assert header.split() == "stage what params M size MB val accuracy % test accuracy % p50 ms speed-up seconds".split()
     assert shipped.split() == ["model_int8.tflite", "2.21", "2.41", "96.0", "95.6", "-0.4", "0.240", "24.9x", "-"]
     assert {len(line) for line in lines} == {len(header)}
     for title in ("size MB", "p50 ms", "speed-up"):
@@ -267,6 +276,102 @@ def test_table_on_a_pipe_is_as_wide_as_it_needs(full: dict[str, Any], capsys: py
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == table_lines(full)
 
 
+FLOOR = {"name": "bag of words (linear model)", "metrics": {"validation": {"accuracy": 92.0}, "test": {"accuracy": 92.7}}, "seconds": 4.25}
+
+
+def rescored(ledger: dict[str, Any], metric: dict[str, Any], values: dict[str, float], other: float) -> dict[str, Any]:
+    """The ledger with this metric alone; ``values`` by name of the model, ``other`` for the rest."""
+    made = copy.deepcopy(ledger) | {"task": {"kind": "of a test", "metrics": [metric]}}
+    for one in (s for r in made["stages"] for s in r["subjects"]):
+        one["metrics"] = {split: {metric["name"]: values.get(one["name"], other)} for split in ("validation", "test")}
+    return made
+
+
+def test_the_floor_is_the_first_row_and_has_no_size_and_no_speed(full: dict[str, Any], tmp_path: Path) -> None:
+    full["floor"] = FLOOR
+    first = table_lines(full)[1]
+    assert first.split() == ["floor", "bag", "of", "words", "(linear", "model)", "-", "-", "92.0", "92.7", "-3.3", "-", "-", "4.2"]
+    table = page(full, tmp_path).split("<tbody>")[1]
+    assert table.index("bag of words (linear model)") < table.index("MiniLM-L6 fine-tuned")
+    assert floor_sentence(full) is None, "95.6 is far from 92.7"
+    assert len(table_lines(full)) == len(table_lines(full | {"floor": None})) + 1
+
+
+@pytest.mark.parametrize(
+    ("floor", "told"),
+    [(95.0, "is within 1 point of this model: test accuracy 95.0 against 95.6 of model_int8.tflite"), (96.4, "within 1 point"),
+     (98.0, "is better than this model: test accuracy 98.0 against 95.6"), (94.6, None), (94.5, None)],
+)  # fmt: skip
+def test_a_sentence_says_that_a_model_without_a_bert_would_do(full: dict[str, Any], floor: float, told: str | None, tmp_path: Path) -> None:
+    full["floor"] = FLOOR | {"metrics": {"test": {"accuracy": floor}}}
+    sentence = floor_sentence(full)
+    assert (sentence is None) == (told is None)
+    if told is not None:
+        assert told in sentence and sentence in table_lines(full)[-1] and told in page(full, tmp_path)
+
+
+def test_titles_and_units_are_those_of_the_task(full: dict[str, Any], tmp_path: Path) -> None:
+    ledger = rescored(full, F1 | {"title": "span F1"}, {"MiniLM-L6 fine-tuned": 88.2}, 86.9)
+    assert "val span F1 %" in table_lines(ledger)[0] and "test span F1 %" in table_lines(ledger)[0]
+    text = page(ledger, tmp_path)
+    for told in ("Test span F1", "↑ test span F1 %", "86.9 %", "−1.3 points; teacher 88.2 %", "Size, latency and span F1"):
+        assert told in text
+    assert "ccuracy" not in re.sub(r"<style>.*?</style>", "", text.split("<h3>Gates</h3>")[0], flags=re.DOTALL)
+    assert not any("ccuracy" in line for line in table_lines(ledger))
+
+
+def test_a_metric_of_which_less_is_better(full: dict[str, Any], tmp_path: Path) -> None:
+    ledger = rescored(full, LOG_LOSS, {"MiniLM-L6 fine-tuned": 0.2, "model_int8.tflite": 0.25}, 0.31)
+    ledger["floor"] = FLOOR | {"metrics": {"test": {"log_loss": 0.4}}}
+    assert headline(ledger)[0].endswith("+0.050 log loss on test (lower is better)")
+    assert "lower is better" in table_lines(ledger)[-1] and "0.250 +0.050" in "\n".join(table_lines(ledger))
+    assert floor_sentence(ledger) is None
+    ledger["floor"]["metrics"]["test"]["log_loss"] = 0.24
+    assert "is better than this model: test log loss 0.240 against 0.250" in floor_sentence(ledger)
+    (plot, _) = view(ledger)["targets"][0]["scatters"]
+    heights = {p["name"]: p["y"] for p in plot["points"]}
+    assert heights["model_int8.tflite"] < heights["model.onnx"], "better is higher up"
+    assert len(plot["y_ticks"]) >= 2
+    assert "lower values up" in page(ledger, tmp_path)
+
+
+def test_correlations_without_a_unit_are_points_of_a_hundred(full: dict[str, Any]) -> None:
+    spearman = {"name": "spearman", "title": "Spearman x 100", "unit": "", "higher_is_better": True}
+    assert headline(rescored(full, spearman, {"MiniLM-L6 fine-tuned": 86.4}, 85.9))[0].endswith("-0.5 points on test")
+
+
+def test_all_metrics_have_a_table_and_what_goes_further_unfolds(full: dict[str, Any], tmp_path: Path) -> None:
+    assert "Every metric" not in page(full, tmp_path) and "more figures" not in page(full, tmp_path)
+    for one in (s for r in full["stages"] for s in r["subjects"]):
+        one["metrics"]["test"] |= {"f1": 94.25, "log_loss": 0.1234, "recall <on>": 91.0, "recall off": 3.0}
+    assert [metric.name for metric in metrics(full)] == ["accuracy", "f1", "log_loss", "recall <on>", "recall off"]
+    text = page(full, tmp_path)
+    table = text.split("<h3>Every metric</h3>")[1].split("</table>")[0]
+    assert "94.2" in table and "0.123" in table and "log loss (lower is better)" in table and "recall" not in table
+    more = text.split("2 more figures, on test rows")[1].split("</table>")[0]
+    assert "recall &lt;on&gt;" in more and ">3.0<" in more and "MiniLM-L6 fine-tuned" in more and "model_int8.tflite" in more
+    assert "None" not in text and "recall" not in table_lines(full)[0]
+
+
+def test_rows_for_benchmarks_have_the_primary_metric_and_all_of_them(full: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in result_rows(full)}
+    shipped = rows["model_int8.tflite"]
+    assert (shipped["validation"], shipped["test"], shipped["metrics"]["test"]) == (96.0, 95.6, {"accuracy": 95.6})
+    assert shipped["speedup"] == pytest.approx(5.98 / 0.24)
+
+
+def test_ledgers_of_another_format_are_refused(full: dict[str, Any], tmp_path: Path) -> None:
+    assert check_ledger(full, "here") is full
+    for found, told in ((1, "format 1, and this version reads format 2; run its recipe again"), (3, "update pocketbert"), (None, "update")):
+        with pytest.raises(BadInput, match=re.escape(told)):
+            check_ledger(full | {"format": found}, "here")
+    with pytest.raises(BadInput, match="damaged ledger: task is missing"):
+        check_ledger({key: value for key, value in full.items() if key != "task"}, "here")
+    (tmp_path / "ledger.json").write_text("[]")
+    with pytest.raises(BadInput, match="not a ledger"):
+        read_ledger(tmp_path / "ledger.json")
+
+
 def test_unsteady_measurements_are_named(full: dict[str, Any], tmp_path: Path) -> None:
     assert "Still drifting after warm-up: teacher.onnx (onnxruntime 1.31.1, 2 threads), model.onnx" in page(full, tmp_path)
 
@@ -284,9 +389,7 @@ def test_small_functions() -> None:
 
 def test_a_plot_without_room_for_its_labels_still_ends():
     """Many bubbles on one spot: a crowded plot, not an endless search for a better one."""
-    from pipeline.reports.run_report import TALLEST
-
-    point = {"name": "the same place " * 2, "detail": "0.010 ms, 60.0 %, 0.1 MB", "ms": 0.01, "accuracy": 60.0, "size_mb": 1.0}
+    point = {"name": "the same place " * 2, "detail": "0.010 ms, 60.0 %, 0.1 MB", "ms": 0.01, "value": 60.0, "size_mb": 1.0}
     plot = scatter([dict(point, name=f"{point['name']}{i}") for i in range(60)], NARROW)
     assert plot["height"] <= TALLEST
     assert all("box" in p for p in plot["points"])

@@ -17,6 +17,7 @@ import onnx
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
+from runtimes.classifier import Classifier, softmax
 
 from device_bench.measurement import Candidate, measure
 from device_bench.targets import LocalTarget
@@ -36,7 +37,6 @@ from pipeline.stages.old_runtime import check_on_old_runtime, old_python
 from pipeline.tasks import load_data
 from runtimes.backends import load_model
 from runtimes.bundle import open_bundle, write_sums
-from runtimes.classifier import Classifier, softmax
 from runtimes.errors import BadInput, GateFailed, IntegrityError
 from runtimes.verify import verify
 from tests.conftest import WORDS

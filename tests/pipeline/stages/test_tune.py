@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from runtimes.classifier import Classifier
 
 from device_bench.targets import LocalTarget
 from pipeline.flow.cache import Cache
@@ -19,7 +20,6 @@ from pipeline.flow.stage import Artifact, Context, Stage
 from pipeline.stages import tune
 from pipeline.stages.tune import FILE, Trial, Tune, accuracy, all_logits, check_logits, choose, option_sets
 from pipeline.tasks import load_data
-from runtimes.classifier import Classifier
 from runtimes.errors import IntegrityError
 from runtimes.session import SessionOptions
 from runtimes.text import TextEncoder

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tasks import commands
-from pipeline.tasks.commands import FILLERS, INTENTS, ROWS_PER_INTENT, SLOTS, make_commands, split_templates, with_typo
-from pipeline.tasks.text_classification import SPLITS
+from pipeline.tasks import BUILT_IN_DATA, commands, load_data
+from pipeline.tasks.base import SPLITS
+from pipeline.tasks.commands import FILLERS, INTENTS, ROWS_PER_INTENT, SLOTS, command_rows, split_templates, with_typo
+from pipeline.tasks.text_classification import TextClassification
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ANY_FILLER = "|".join(re.escape(f) for f in sorted({f for fs in FILLERS.values() for f in fs}, key=len, reverse=True))
 
 
 @pytest.fixture(scope="module")
 def data():
-    return make_commands()
+    return load_data(TextClassification(data=BUILT_IN_DATA), None)
 
 
 def pattern(template: str) -> re.Pattern[str]:
@@ -38,40 +39,41 @@ def templates_of(split: str) -> list[str]:
 
 def test_intents_and_labels(data):
     assert len(INTENTS) >= 24
-    assert data.labels == sorted(INTENTS)
+    assert data.labels == {"logits": sorted(INTENTS)}
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_as_many_rows_of_every_intent(data, split):
-    assert Counter(row.label for row in data.split(split)) == dict.fromkeys(INTENTS, ROWS_PER_INTENT[split])
+    assert Counter(row["label"] for row in data.split(split)) == dict.fromkeys(INTENTS, ROWS_PER_INTENT[split])
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_texts_look_like_a_recognisers(data, split):
     for row in data.split(split):
-        assert re.fullmatch(r"[a-z']+( [a-z']+)*", row.text), row
+        assert re.fullmatch(r"[a-z']+( [a-z']+)*", row["text"]), row
 
 
 def test_no_text_twice(data):
-    texts = [row.text for split in SPLITS for row in data.split(split)]
+    texts = [row["text"] for split in SPLITS for row in data.split(split)]
     assert len(set(texts)) == len(texts)
 
 
 def test_rows_are_shuffled(data):
-    assert len({row.label for row in data.train[:60]}) > 10
+    assert len({row["label"] for row in data.train[:60]}) > 10
 
 
 def test_same_seed_same_data():
-    assert make_commands(3) == make_commands(3)
+    assert command_rows(3) == command_rows(3)
 
 
-def test_other_seed_other_data(data):
-    assert make_commands(1).fingerprint != data.fingerprint
+def test_other_seed_other_data():
+    assert command_rows(1) != command_rows(0)
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_same_data_in_another_process(data, hash_seed):
-    code = "from pipeline.tasks.commands import make_commands; print(make_commands().fingerprint)"
+    code = "from pipeline.tasks import *; from pipeline.tasks.text_classification import TextClassification as T; "
+    code += "print(load_data(T(data=BUILT_IN_DATA), None).fingerprint)"
     env = os.environ | {"PYTHONHASHSEED": hash_seed}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == data.fingerprint
@@ -81,7 +83,7 @@ def test_the_global_generator_is_left_alone():
     random.seed(5)
     expected = random.random()
     random.seed(5)
-    make_commands()
+    command_rows()
     assert random.random() == expected
 
 
@@ -101,14 +103,14 @@ def test_every_intent_has_templates_for_every_split():
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_held_out_templates_never_occur_in_train(data, split):
     held_out = [pattern(t) for t in templates_of(split)]
-    assert [row for row in data.train if any(p.fullmatch(row.text) for p in held_out)] == []
-    assert sum(any(p.fullmatch(row.text) for p in held_out) for row in data.split(split)) > 0.7 * len(data.split(split))
+    assert [row for row in data.train if any(p.fullmatch(row["text"]) for p in held_out)] == []
+    assert sum(any(p.fullmatch(row["text"]) for p in held_out) for row in data.split(split)) > 0.7 * len(data.split(split))
 
 
 def test_a_text_without_typos_comes_from_one_intent_only(data):
     patterns = [(pattern(t), intent) for intent, templates in INTENTS.items() for t in templates]
     for row in data.test:
-        assert {intent for p, intent in patterns if p.fullmatch(row.text)} <= {row.label}, row
+        assert {intent for p, intent in patterns if p.fullmatch(row["text"])} <= {row["label"]}, row
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -116,10 +118,10 @@ def test_fillers_and_typos_occur_but_not_everywhere(data, split):
     rows = data.split(split)
     known = {w for t in templates_of(split) for w in re.sub(r"\{\w+\}", "", t).split()}
     known |= {w for values in (*SLOTS.values(), *FILLERS.values()) for v in values for w in v.split()}
-    misspelt = sum(any(word not in known for word in row.text.split()) for row in rows)
+    misspelt = sum(any(word not in known for word in row["text"].split()) for row in rows)
     assert 0.05 < misspelt / len(rows) < 0.25
-    opened = sum(row.text.startswith(tuple(f + " " for f in FILLERS["opening"])) for row in rows)
-    closed = sum(row.text.endswith(tuple(" " + f for f in FILLERS["closing"])) for row in rows)
+    opened = sum(row["text"].startswith(tuple(f + " " for f in FILLERS["opening"])) for row in rows)
+    closed = sum(row["text"].endswith(tuple(" " + f for f in FILLERS["closing"])) for row in rows)
     assert 0.2 < opened / len(rows) < 0.6
     assert 0.2 < closed / len(rows) < 0.6
 

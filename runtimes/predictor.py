@@ -1,50 +1,68 @@
-"""A bundle in use: text in, label out."""
+"""A bundle in use: an example in, its answer out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from runtimes.backends import installed_formats, load_model
 from runtimes.bundle import Bundle, ModelEntry, open_bundle
-from runtimes.errors import BadInput
+from runtimes.decode.base import Answer
+from runtimes.errors import BadInput, IntegrityError
 from runtimes.text import TextEncoder
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """``label`` with its ``probability``, and whether the text was cut to fit."""
+    """The ``answer`` to an ``example``, and whether a text of it was cut to fit.
 
-    text: str
-    label: str
-    probability: float
+    What an answer holds is told by the decoder of the task (:mod:`runtimes.decode`).
+    """
+
+    example: dict[str, str]
+    answer: Answer
     truncated: bool
 
 
-class Classifier:
-    """Classify texts with a bundle.
+class Predictor:
+    """Answer examples with a bundle.
 
     Args:
         folder: the bundle.
         file: which of its model files; the first one that a runtime here can run if None.
         threads: threads of the runtime; those that the bundle recommends for the file if None.
+
+    Attributes:
+        decoder: what reads examples and writes answers; ``decoder.columns`` names what an example has, ``decoder.line`` shows an answer.
     """
 
     def __init__(self, folder: Path, file: str | None = None, threads: int | None = None) -> None:
         self.bundle = open_bundle(folder)
+        self.decoder = self.bundle.decoder()
         self.entry = choose_model(self.bundle, file)
         self.encoder = TextEncoder(self.bundle.tokenizer_file, self.bundle.max_length)
         self.model = load_model(self.bundle.path(self.entry), threads, self.entry.session)
 
-    def predict(self, text: str) -> Prediction:
+    def predict(self, example: str | Sequence[str] | Mapping[str, str]) -> Prediction:
+        """Answer one example.
+
+        Args:
+            example: a text where the task needs one; else a tuple of texts in the order of ``decoder.columns``, or texts by column.
+
+        Raises:
+            BadInput: other columns than the task has, or texts that cannot be encoded.
+            IntegrityError: the file gives other outputs than the task reads.
+        """
+        named = self.decoder.example(example)
         before = self.encoder.truncated
-        ids = self.encoder.encode(text)
-        result = self.model.logits(ids)
-        probabilities = softmax(result) if self.bundle.decode == "softmax" else result
-        best = int(probabilities.argmax())
-        return Prediction(text, self.bundle.labels[best], float(probabilities[best]), self.encoder.truncated > before)
+        encodings = self.decoder.encode(self.encoder, named)
+        outputs = [self.model.run(encoding.ids, encoding.types) for encoding in encodings]
+        try:
+            answer = self.decoder.answer(named, encodings, outputs)
+        except IntegrityError as error:
+            raise IntegrityError(f"{self.bundle.path(self.entry)}: {error}") from error
+        return Prediction(named, answer, self.encoder.truncated > before)
 
 
 def choose_model(bundle: Bundle, file: str | None = None) -> ModelEntry:
@@ -62,8 +80,3 @@ def choose_model(bundle: Bundle, file: str | None = None) -> ModelEntry:
         f"{bundle.folder}: no runtime for its files ({', '.join(m.file for m in bundle.models)}); "
         "pip install 'pocketbert[onnx]' or 'pocketbert[tflite]'"
     )
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()

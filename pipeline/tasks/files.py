@@ -1,0 +1,303 @@
+"""Data files: rows of columns, the three splits of a folder, and files of plain lines.
+
+===================  ================================================================================================
+file                 rows
+===================  ================================================================================================
+``.jsonl``           one JSON object a line
+``.csv``             header, then rows; quoted as RFC 4180 has it
+``.tsv``             header, then rows; nothing is quoted, as in GLUE: a quotation mark is text
+``.conll``, ``.txt``  one token a line, its tag in the last column, a blank line behind a sentence; columns ``tokens``, ``tags``
+===================  ================================================================================================
+
+All are UTF-8, with or without a byte order mark. Every fault names the file and the line. A folder needs ``train`` and one of
+``validation`` and ``test``: missing validation rows are held out of the training rows, and missing test rows are half of the
+validation rows, so that no row serves for a choice and for the final figure.
+
+What this file does not do: know what columns a task needs.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.tasks.base import SPLITS, Data, Row, Task
+from runtimes.errors import BadInput
+
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".conll", ".txt")
+HELD_OUT_SHARE = 0.1
+LONGEST_CSV_FIELD = 2**31 - 1
+"""Characters; the csv module stops at 131,072 unless told otherwise."""
+DOCUMENT_START = "-DOCSTART-"
+
+# --- splits -------------------------------------------------------------------------------------------------------------
+
+
+def split_file(folder: Path, name: str, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
+    """The file ``name`` with the first of ``suffixes`` that exists."""
+    return next((folder / (name + suffix) for suffix in suffixes if (folder / (name + suffix)).is_file()), None)
+
+
+def split_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """File of each split; validation or test may be missing.
+
+    Raises:
+        BadInput: no folder, no train file, or neither a validation nor a test file.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"task.data: {folder} is not a folder with train and test files ({', '.join(suffixes)})")
+    found = {split: path for split in SPLITS if (path := split_file(folder, split, suffixes)) is not None}
+    for split in ("train", "test"):
+        if split not in found and not (split == "test" and "validation" in found):
+            raise BadInput(f"task.data: {folder} has no {split} file; a file {split} with one of {', '.join(suffixes)} is needed")
+    return found
+
+
+def read_splits(
+    folder: Path, parse: Callable[[dict[str, Any], str], Row], by: Callable[[Row], str] | None = None
+) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
+    """All rows of a folder by split, and sentences about rows that were moved between splits.
+
+    Args:
+        parse: columns and place (``file:line``) -> row; raises BadInput that names the place.
+        by: kind of a row; held-out rows have a tenth of each kind.
+
+    Raises:
+        BadInput: see :func:`split_files` and :func:`read_records`; a file without rows.
+    """
+    rows = {}
+    for split, path in split_files(folder).items():
+        rows[split] = [parse(record, f"{path}:{line}") for line, record in read_records(path)]
+        if not rows[split]:
+            raise BadInput(f"{path}: no rows")
+    return fill_missing(rows, folder, by)
+
+
+def fill_missing(
+    rows: dict[str, list[Row]], folder: Path, by: Callable[[Row], str] | None = None, group: Callable[[Row], Hashable] | None = None
+) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
+    """``rows`` with a validation and a test split, and what was done for it.
+
+    Args:
+        by: see :func:`read_splits`.
+        group: rows of one group, such as one article, stay in one split; then ``by`` is not used.
+    """
+    rows, notes = dict(rows), []
+    if "validation" not in rows:
+        kept, held = hold_out(rows["train"], by) if group is None else draw_groups(rows["train"], HELD_OUT_SHARE, group)
+        if not kept or not held:
+            raise BadInput(f"{folder}: no validation file, and too few training rows to hold some out; add a validation file")
+        rows["train"], rows["validation"] = kept, held
+        notes.append(f"no validation file: {len(held)} of the training rows are held out")
+    if "test" not in rows:
+        kept, drawn = draw_groups(rows["validation"], 0.5, group)
+        if not kept or not drawn:
+            raise BadInput(f"{folder}: no test file, and too few validation rows to take some; add a test file")
+        rows["validation"], rows["test"] = kept, drawn
+        notes.append(f"no test file: {len(drawn)} of the {len(kept) + len(drawn)} validation rows, drawn by a fixed seed, are the test rows")
+    return rows, tuple(notes)
+
+
+def hold_out(rows: Sequence[Row], by: Callable[[Row], str] | None = None) -> tuple[list[Row], list[Row]]:
+    """Take one row in ten of each kind away for validation, the same ones every time."""
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        kinds["" if by is None else by(row)].append(index)
+    chosen: set[int] = set()
+    for kind in sorted(kinds):
+        indices = kinds[kind]
+        count = round(len(indices) * HELD_OUT_SHARE)
+        if len(indices) > 1:
+            count = max(count, 1)
+        chosen.update(random.Random(kind).sample(indices, count))
+    return [row for i, row in enumerate(rows) if i not in chosen], [row for i, row in enumerate(rows) if i in chosen]
+
+
+def draw_groups(rows: Sequence[Row], share: float, group: Callable[[Row], Hashable] | None = None) -> tuple[list[Row], list[Row]]:
+    """(left, drawn): whole groups drawn by a fixed seed until ``share`` of the rows is reached; each row is a group without ``group``."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        members[index if group is None else group(row)].append(index)
+    order = list(members.values())
+    random.Random("test").shuffle(order)
+    chosen: set[int] = set()
+    for indices in order[:-1]:  # at least one group is left
+        if len(chosen) >= share * len(rows):
+            break
+        chosen.update(indices)
+    return [row for i, row in enumerate(rows) if i not in chosen], [row for i, row in enumerate(rows) if i in chosen]
+
+
+def fingerprint(splits: Iterable[Sequence[Row]]) -> str:
+    """SHA-256 of all rows."""
+    digest = hashlib.sha256()
+    for rows in splits:
+        digest.update(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def add_unlabeled(task: Task, data: Data, path: Path) -> Data:
+    """``data`` with a row of each line of ``path``; they count in the fingerprint. Texts of validation and test rows are left out, and counted."""
+    held = {value for split in ("validation", "test") for row in data.split(split) for value in row.values() if isinstance(value, str)}
+    rows, left_out = [], 0
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        line = line.rstrip("\r")
+        left_out += line in held
+        if line.strip() and line not in held:
+            try:
+                rows.append(task.unlabeled_row(line))
+            except BadInput as error:
+                raise BadInput(f"{path}:{number}: {error}") from error
+    if not rows:
+        raise BadInput(f"{path}: no lines of text" + (" but those of validation and test rows" if left_out else ""))
+    made = hashlib.sha256((data.fingerprint + fingerprint([rows])).encode()).hexdigest()
+    told = f"{len(rows)} texts without labels from {path.name}"
+    if left_out:
+        told += f"; {left_out} are texts of validation or test and are left out"
+    return replace(data, unlabeled=[*data.unlabeled, *rows], fingerprint=made, notes=(*data.notes, told))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of its first line, columns) of every row of a file.
+
+    Raises:
+        BadInput: not UTF-8, not what its suffix says, half of a surrogate pair, a row of another width than the header.
+    """
+    content = read_text(path)
+    readers = {".jsonl": _json_lines, ".csv": _quoted_table, ".tsv": _plain_table, ".conll": _sentences, ".txt": _sentences}
+    yield from readers[path.suffix](path, content)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        bad = error.object  # without the mark, if there is one; it holds no line break
+        line = bad[: error.start].count(b"\n") + 1
+        raise BadInput(f"{path}:{line}: byte 0x{bad[error.start]:02x} is not UTF-8; convert the file to UTF-8") from error
+
+
+def _json_lines(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in enumerate(content.split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}:{line}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise BadInput(f"{path}:{line}: an object with columns is needed, got {type(record).__name__}")
+        if "\\u" in text:  # only an escape can make half of a pair: the file is UTF-8
+            refuse_surrogates(record, f"{path}:{line}")
+        yield line, record
+
+
+def refuse_surrogates(value: Any, place: str) -> None:
+    """Refuse half of a surrogate pair anywhere in what was read from JSON: no UTF-8 file can hold it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{place}: half of a surrogate pair ({error.object[error.start]!r}), which is no character; write the whole pair") from error
+
+
+def _quoted_table(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    numbered, start = [], 1
+    limit = csv.field_size_limit(LONGEST_CSV_FIELD)  # of the whole process: set back before anything else runs
+    try:
+        for cells in reader:
+            if cells:
+                numbered.append((start, cells))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise BadInput(f"{path}:{start}: not CSV: {error}; a quotation mark inside a quoted field is doubled") from error
+    finally:
+        csv.field_size_limit(limit)
+    yield from _with_header(path, numbered)
+
+
+def _plain_table(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = enumerate(content.split("\n"), start=1)
+    yield from _with_header(path, [(number, line.removesuffix("\r").split("\t")) for number, line in lines if line.strip("\r")])
+
+
+def _with_header(path: Path, numbered: Sequence[tuple[int, list[str]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not numbered:
+        return
+    line, header = numbered[0]
+    if len(set(header)) < len(header):
+        raise BadInput(f"{path}:{line}: the header names a column twice: {', '.join(header)}")
+    for line, cells in numbered[1:]:
+        if len(cells) != len(header):
+            raise BadInput(f"{path}:{line}: the row does not have the {len(header)} columns of the header, but {len(cells)}")
+        yield line, dict(zip(header, cells, strict=True))
+
+
+def _sentences(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    tokens: list[str] = []
+    tags: list[str] = []
+    start = 1
+    for number, line in enumerate([*content.split("\n"), ""], start=1):
+        line = line.rstrip("\r\n \t")
+        if line and not line.startswith(DOCUMENT_START):
+            cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
+            if len(cells) < 2 or not cells[0].strip():
+                raise BadInput(f"{path}:{number}: a token, then its tag in the last column is needed, got {line!r}")
+            start = start if tokens else number
+            tokens.append(cells[0])
+            tags.append(cells[-1])
+        elif tokens:
+            yield start, {"tokens": tokens, "tags": tags}
+            tokens, tags = [], []
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def column_of(record: Mapping[str, Any], column: str, place: str) -> Any:
+    """A column of a row; BadInput names those that there are."""
+    if column not in record:
+        raise BadInput(f"{place}: no column {column!r}; the columns are {', '.join(map(str, record))}")
+    return record[column]
+
+
+def text_of(record: Mapping[str, Any], column: str, place: str, numbers: bool = False) -> str:
+    """A column as text that is not empty; ``numbers``: whole numbers are written out."""
+    value = column_of(record, column, place)
+    if isinstance(value, bool) or not isinstance(value, str | int if numbers else str) or not str(value).strip():
+        raise BadInput(f"{place}: {column} must be a text that is not empty, got {value!r}")
+    return str(value)
+
+
+def number_of(record: Mapping[str, Any], column: str, place: str) -> float:
+    """A column as a finite number."""
+    value = column_of(record, column, place)
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInput(f"{place}: {column} must be a finite number, got {value!r}")
+    return number
+
+
+def text_row(line: str, paired: bool) -> Row:
+    """A row without labels of one line of text, or of two with a tab between them."""
+    first, separator, second = line.partition("\t")
+    if paired and not (separator and first.strip() and second.strip()):
+        raise BadInput("a line without labels must hold both texts with a tab between them")
+    return {"text": first, "text_pair": second} if paired else {"text": line}

@@ -1,0 +1,92 @@
+"""Words of a raw text, and the tokens that stand for them.
+
+The rule is the same wherever a text is tagged, in Python or in an app:
+
+1. A Chinese, Japanese or Korean ideograph is a word, and parts what stands around it.
+2. Of what is left between blanks, the stretch from the first to the last letter or digit is a word, signs inside it included: "don't",
+   "3.5", "U.S". Marks that belong to its last letter (accents, vowel signs) belong to the word.
+3. Every other character but blanks is a word: the full stop of a sentence, a quotation mark, an emoji.
+
+Letters, digits and marks are the categories L, N and M of Unicode; blanks are what ``str.isspace`` says. Training rows, which have their tokens
+given, are the text ``" ".join(tokens)`` with the tokens as its words.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtimes.text import Encoding
+
+IDEOGRAPHS = (
+    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
+"""First and last code points, as in BERT's tokenizer, which makes a token of each."""
+CUT_OFF = -1
+
+
+def find_words(text: str) -> list[tuple[int, int]]:
+    """Words as characters [start, end), in order.
+
+    >>> [text[a:b] for text in ["(Don't go to Köln.)"] for a, b in find_words(text)]
+    ['(', "Don't", 'go', 'to', 'Köln', '.', ')']
+    """
+    words: list[tuple[int, int]] = []
+    start = 0
+    for end in range(len(text) + 1):
+        if end == len(text) or text[end].isspace() or is_ideograph(text[end]):
+            words += _between_blanks(text, start, end)
+            if end < len(text) and not text[end].isspace():
+                words.append((end, end + 1))
+            start = end + 1
+    return words
+
+
+def joined_words(tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """The tokens of a training row as characters [start, end) of ``" ".join(tokens)``."""
+    words, start = [], 0
+    for token in tokens:
+        words.append((start, start + len(token)))
+        start += len(token) + 1
+    return words
+
+
+def first_tokens(words: Sequence[tuple[int, int]], encoding: Encoding) -> list[int]:
+    """Number of the first token of each word.
+
+    Args:
+        words: characters [start, end) in the first text of ``encoding``, in order.
+        encoding: with offsets.
+
+    Returns:
+        For each word the first token that stands for some of its characters; -1 where there is none, because the text was cut before the word
+        or because the tokenizer drops its characters.
+    """
+    tokens = [(start, end, i) for i, ((start, end), n) in enumerate(zip(encoding.offsets, encoding.sequences, strict=True)) if n == 0 and end > start]
+    found, at = [], 0
+    for start, end in words:
+        while at < len(tokens) and tokens[at][1] <= start:
+            at += 1
+        found.append(tokens[at][2] if at < len(tokens) and tokens[at][0] < end else CUT_OFF)
+    return found
+
+
+def is_ideograph(character: str) -> bool:
+    code = ord(character)
+    return code >= IDEOGRAPHS[0][0] and any(first <= code <= last for first, last in IDEOGRAPHS)
+
+
+def _between_blanks(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Words of a stretch without blanks and ideographs."""
+    kinds = [unicodedata.category(character)[0] for character in text[start:end]]
+    inside = [i for i, kind in enumerate(kinds) if kind in "LN"]
+    if not inside:
+        return [(i, i + 1) for i in range(start, end)]
+    first, last = inside[0], inside[-1] + 1
+    while last < len(kinds) and kinds[last] == "M":
+        last += 1
+    before = [(i, i + 1) for i in range(start, start + first)]
+    return [*before, (start + first, start + last), *((i, i + 1) for i in range(start + last, end))]
