@@ -258,8 +258,9 @@ def _fold_head(model: Any, head: Mapping[str, Any], hidden: _Chain, at: int, act
     pooler = None
     if head["pooler"] and model.pooler is not None:
         pooler = replace(_linear("pooler", model.pooler), activation=model.config.pooler)
-    linear = None if head["size"] is None else _linear(head["name"], model.heads[head["name"]])
     outputs = tuple(head["outputs"])
+    name = head["name"] if head["name"] not in outputs else f"{head['name']}.head"  # a file has no two things of one name
+    linear = None if head["size"] is None else _linear(name, model.heads[head["name"]])
     if activation is not None:
         outputs = tuple(probability_name(name) for name in outputs)
     folded = Head(outputs, head["tokens"], pooler, linear, head["normalized"], activation)

@@ -24,7 +24,6 @@ from runtimes.backends import SIGNATURE_PREFIX, OnnxModel, load_model
 from runtimes.errors import GateFailed
 from runtimes.text import Encoding
 
-MIN_TEXTS = 100
 TOLERANCE = 1e-3
 """Largest |difference| of a value that a float32 file may show, relative to the largest |value| of its outputs."""
 PADDED_BATCH = 8

@@ -93,11 +93,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
     stage_tables = tables.pop("stage", [])
     if not isinstance(stage_tables, list) or not stage_tables or not all(isinstance(t, dict) for t in stage_tables):
         raise BadInput(f"{origin}: stage: at least one [[stage]] table is needed")
-    task = _make_task(origin, tables.pop("task", {}))
     try:
-        recipe = Recipe(**tables, task=task)
+        recipe = Recipe(**tables)
     except ValidationError as error:
         raise BadInput(f"{origin}: " + _explain(error, "", Recipe)) from error
+    recipe.task = task = _make_task(origin, recipe.task)
     recipe.stages = [_make_stage(origin, number, table) for number, table in enumerate(stage_tables, start=1)]
     check_order(recipe.stages, origin)
     for stage in recipe.stages:

@@ -22,15 +22,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pipeline.flow.cache import Artifact, Cache
 from pipeline.flow.progress import Progress
-from pipeline.models.checkpoint import Checkpoint
 from pipeline.tasks.base import Data, Row, Task
-from pipeline.tasks.batches import EncodedTexts
+
+if TYPE_CHECKING:
+    from pipeline.models.checkpoint import Checkpoint
+    from pipeline.tasks.batches import EncodedTexts
 
 UNEQUAL_LAYERS = "layers of unequal shape"
 SHARED_LAYERS = "layers that share weights"
@@ -104,6 +106,8 @@ class Context:
 
     def load(self, role: str) -> Checkpoint:
         """The model of an input role."""
+        from pipeline.models.checkpoint import Checkpoint  # a recipe can be checked, and a ledger read, without torch
+
         return Checkpoint.load(self.folder(role))
 
     def note(self, message: str) -> None:

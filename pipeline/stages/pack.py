@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from runtimes.decode import decoder
 from tokenizers import Tokenizer
 
 from pipeline.flow.cache import digest, library_versions
@@ -18,10 +17,12 @@ from pipeline.flow.ledger import GATE_SPLIT
 from pipeline.flow.stage import Context, Stage
 from pipeline.models.config import EncoderConfig
 from pipeline.models.hub import hub_config
+from pipeline.stages.export import DESCRIPTION
 from pipeline.stages.file_evaluation import encode_for_files, encodings, file_outputs, joined
 from pipeline.stages.quantize import QUANTIZATION
 from pipeline.stages.tune import tuned_files, tuned_session
 from pipeline.tasks.base import Task
+from runtimes.decode import decoder
 
 MOST_EXAMPLES = 200
 GENERATED = 25
@@ -63,6 +64,8 @@ class Pack(Stage):
         config = EncoderConfig(**json.loads((context.folder("model") / "config.json").read_text(encoding="utf-8")))
         task = self._settled(context, models)
         options = task.options(context.data)
+        if json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["output"] == "probabilities":
+            options["decode"] = "none"
         (context.output / "bundle").mkdir()
         write_bundle(context.output / "bundle", BundleParts(
             name=context.name, version=version("pocketbert"), task=options, models=models, labels=context.data.labels,

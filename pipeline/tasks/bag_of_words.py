@@ -53,17 +53,6 @@ def classify(task: Task, data: Data) -> dict[str, Any]:
     return _scored(task, data, "linear SVM on bags of words", logits, ("log_loss", "calibration_error"))
 
 
-def classify_intents(data: Data) -> dict[str, Any]:
-    """The class of a row alone; tags are beyond a bag of words."""
-    from pipeline.tasks.text_classification import TextClassification
-
-    texts = {split: [{"text": " ".join(row["tokens"]), "label": row["label"]} for row in data.split(split)] for split in ("train", *SPLITS)}
-    task = TextClassification(data="none")
-    found = classify(task, task.make(texts, "rows"))
-    found["metrics"] = {split: {"intent_accuracy": values["accuracy"]} for split, values in found["metrics"].items()}
-    return found
-
-
 def regress(task: Task, data: Data) -> dict[str, Any]:
     """Ridge regression; of pairs on the features of both texts and on what they share."""
     train = _drawn(data.train)

@@ -19,7 +19,7 @@ def one_label(probabilities: np.ndarray, wanted: np.ndarray, labels: Sequence[st
         "accuracy": 100 * float((given == wanted).mean()),
         "macro_f1": 100 * float(f1_score(wanted, given, average="macro", zero_division=0.0)),
         "matthews": 100 * float(matthews_corrcoef(wanted, given)),
-        "log_loss": float(log_loss(wanted, normalised, labels=np.arange(len(labels)))),
+        "log_loss": float(log_loss(wanted, normalised, labels=np.arange(probabilities.shape[1]))),
         "calibration_error": 100 * calibration_error(normalised.max(-1), given == wanted),
     }
     if positive is not None:

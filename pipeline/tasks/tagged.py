@@ -149,11 +149,12 @@ def unseen_words(texts: EncodedTexts, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def span_scores(wanted: list[list[str]], given: list[list[str]]) -> dict[str, float]:
-    """F1, precision and recall of whole spans, and the F1 of each type (seqeval)."""
-    from seqeval.metrics import classification_report
+    """F1, precision and recall of whole spans, and the F1 of each type that ``wanted`` has (seqeval, as conlleval counts); 0 without spans."""
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-    report = classification_report(wanted, given, output_dict=True, zero_division=0)
-    whole = report["micro avg"]
-    found = {"f1": whole["f1-score"], "precision": whole["precision"], "recall": whole["recall"]}
-    found |= {f"f1 {kind}": part["f1-score"] for kind, part in report.items() if not kind.endswith(" avg")}
+    precision, recall, f1, _ = precision_recall_fscore_support(wanted, given, average="micro", zero_division=0)
+    found = {"f1": f1, "precision": precision, "recall": recall}
+    types = sorted({tag[2:] for row in (*wanted, *given) for tag in row if tag != OUTSIDE})  # seqeval's order
+    _, _, each, spans = precision_recall_fscore_support(wanted, given, average=None, zero_division=0)
+    found |= {f"f1 {kind}": value for kind, value, count in zip(types, each, spans, strict=True) if count}
     return {name: 100 * float(value) for name, value in found.items()}

@@ -57,9 +57,9 @@ def test_ranges_are_the_extremes_that_torch_sees():
         sources |= {f"layers.{i}.{name}": group for name, group in groups.items()}
     expected = {}
     for name, group in sources.items():
-        inputs = torch.cat([x.flatten() for source, _ in group for x, _ in seen[source]])
-        outputs = torch.cat([(y if change is None else change(y)).flatten() for source, change in group for _, y in seen[source]])
-        expected[name] = Range(*(float(v) for v in (inputs.min(), inputs.max(), outputs.min(), outputs.max())))
+        read = torch.cat([x.flatten() for source, _ in group for x, _ in seen[source]])
+        written = torch.cat([(y if change is None else change(y)).flatten() for source, change in group for _, y in seen[source]])
+        expected[name] = Range(*(float(v) for v in (read.min(), read.max(), written.min(), written.max())))
     assert_ranges(calibrate(fold(model, LONGEST), inputs(id_lists)).ranges, expected)
 
 

@@ -206,3 +206,23 @@ def test_each_tensor_is_measured_alone_and_those_in_float32_are_not(tmp_path):
     assert worst.squared_change == pytest.approx(float(((got - exact) ** 2).mean()))
     assert worst.decided_otherwise == pytest.approx(100 * float((got.argmax(1) != exact.argmax(1)).mean()), abs=1e-3)
     assert not (tmp_path / "probe.onnx").exists()
+
+
+def test_damage_is_the_mean_over_outputs_and_decisions(tmp_path):
+    """Of two outputs one has a value per token: it counts as much as the other. Without decisions none falls otherwise."""
+    exact = [{"logits": np.zeros(2), "slot_logits": np.zeros((n, 3))} for n in (1, 5)]
+    changed = [{"logits": np.array([0.0, 2.0]), "slot_logits": np.full((n, 3), 1.0)} for n in (1, 5)]
+
+    def write(plan: QuantPlan, path: Path) -> None:
+        path.write_text(plan.precision("a"))
+
+    def outputs(path: Path) -> list[dict[str, np.ndarray]]:
+        return exact if path.read_text() == FLOAT32 else changed
+
+    def classes(result: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.array([result["logits"].argmax(), *result["slot_logits"].argmax(axis=1)])
+
+    (damage,) = rank(write, tmp_path / "probe", QuantPlan(INT8), {"a": 1}, outputs, classes)
+    assert (damage.squared_change, damage.decided_otherwise) == (1.5, 25.0)
+    (damage,) = rank(write, tmp_path / "probe", QuantPlan(INT8), {"a": 1}, outputs, lambda result: np.zeros(0, int))
+    assert (damage.squared_change, damage.decided_otherwise) == (1.5, 0.0)

@@ -8,7 +8,8 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from tests.pipeline.test_cli import pocketbert, refused
+
+from tests.pipeline.cli.test_main import pocketbert, refused
 
 FILE = "tflite/model_int8.tflite"
 

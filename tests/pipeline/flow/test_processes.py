@@ -21,7 +21,8 @@ STAGES = {
     "prune-heads": "fraction = 0.5\nheal = { epochs = 2, batch_size = 8 }\n",
     "layerdrop": "layers = 1\ndrop_epochs = 1\nheal = { epochs = 1, batch_size = 8 }\n",  # layers without gradients in a step
     "distill-mobilebert": "layers = 2\nhidden_size = 32\nbottleneck_size = 16\nheads = 2\nffn_size = 32\nembedding_size = 16\n"
-    "transfer_epochs = 6\nepochs = 12\ncopies = 0\nbatch_size = 8\nlearning_rate = 3e-3\n",  # layers that learn one after another
+    "transfer = { epochs = 6, batch_size = 8, learning_rate = 3e-3 }\n"
+    "logits = { epochs = 12, batch_size = 8, learning_rate = 3e-3, texts = { copies = 0 } }\n",  # layers that learn one after another
 }
 TOLERANCE = {"prune-heads": 0.05, "layerdrop": 0.05, "distill-mobilebert": 0.5}
 """Of the logits' norm. A random student amplifies the rounding of bfloat16 most; untrained it would be at about 1.4."""

@@ -17,27 +17,31 @@ import onnx
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
-from runtimes.classifier import Classifier, softmax
 
 from device_bench.measurement import Candidate, measure
 from device_bench.targets import LocalTarget
 from exporters.folding import FoldedEncoder, fold
 from exporters.onnx_writer import write_onnx
 from exporters.tflite_writer import write_tflite
-from pipeline.flow.cache import Cache
+from pipeline.flow.cache import Artifact, Cache
 from pipeline.flow.engine import run
 from pipeline.flow.ledger import Ledger
 from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
-from pipeline.flow.stage import Artifact, Context, Stage
+from pipeline.flow.stage import Context, Stage
+from pipeline.learning.evaluation import subject
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder
+from pipeline.reports.run_report import write_report
 from pipeline.stages.export import prove
 from pipeline.stages.old_runtime import check_on_old_runtime, old_python
 from pipeline.tasks import load_data
 from runtimes.backends import load_model
 from runtimes.bundle import open_bundle, write_sums
+from runtimes.decode.classes import softmax
 from runtimes.errors import BadInput, GateFailed, IntegrityError
+from runtimes.predictor import Predictor
+from runtimes.text import Encoding
 from runtimes.verify import verify
 from tests.conftest import WORDS
 from tests.exporters.small_models import LONGEST, break_ffn, one_thread, small_encoder  # noqa: F401 - a fixture
@@ -61,7 +65,7 @@ use = "export"
 buckets = [8]
 [[stage]]
 use = "quantize"
-accuracy_drop = 12
+metric_drop = 12
 [[stage]]
 use = "pack"
 """
@@ -78,7 +82,7 @@ class HandMade(Stage):
     def run(self, context: Context) -> None:
         for role in self.gives:
             shutil.copytree(context.folder("source"), context.output / role)
-        context.subjects.append(Checkpoint.load(context.output / "model").subject("teacher", context))
+        context.subjects.append(subject(context, Checkpoint.load(context.output / "model"), "teacher"))
 
 
 def save(folder: Path, tokenizer_json: str, encoder: Encoder) -> None:
@@ -90,7 +94,7 @@ def save(folder: Path, tokenizer_json: str, encoder: Encoder) -> None:
     (folder / "data").mkdir()
     generator = np.random.default_rng(0)
     for split, count in ROWS.items():
-        lines = []
+        lines = [json.dumps({"text": "now", "label": label}) + "\n" for label in LABELS] if split == "train" else []
         for _ in range(count):
             text = " ".join(generator.choice(WORDS, generator.integers(1, LONGEST - 2)))
             with torch.no_grad():
@@ -127,7 +131,7 @@ def go(models, tmp_path_factory):
         recipe = load_recipe(str(folder / "recipe.toml"), overrides, str(model), str(data))
         recipe.stages[0] = HandMade()
         out = folder / str(len(list(folder.iterdir())))
-        return out / "bundle", run(recipe, out, Cache(folder / "cache"), Progress(quiet=True))
+        return out / "bundle", run(recipe, out, Cache(folder / "cache"), Progress(quiet=True), write_report)
 
     return start
 
@@ -138,9 +142,16 @@ def context_of(models: dict[str, Path], name: str, folder: Path) -> Context:
     inputs = {"model": Artifact(models[name] / "model", "")}
     (folder / "output").mkdir()
     return Context(
-        recipe, models[name] / "model", load_data(recipe.task, None), inputs, folder / "output", folder / "work", Progress(quiet=True), [],
-        Cache(folder / "cache"),
+        recipe.name, recipe.seed, recipe.task, load_data(recipe.task, None), recipe.model.source, "", inputs, folder / "output",
+        folder / "work", Progress(quiet=True), [], Cache(folder / "cache"),
     )  # fmt: skip
+
+
+def with_tokenizer(bundle: Path, folder: Path) -> Path:
+    """A folder with the tokenizer of a bundle, as stages have it."""
+    (folder / "made" / "tokenizer").mkdir(parents=True)
+    shutil.copyfile(bundle / "tokenizer.json", folder / "made" / "tokenizer" / "tokenizer.json")
+    return folder / "made"
 
 
 def entries(bundle: Path) -> dict[str, dict]:
@@ -175,7 +186,7 @@ def test_a_broken_tensor_is_kept_in_float32_and_the_bundle_says_which_and_why(go
         why = told["validation"]
         assert why["needed"] == 100 - DROP
         assert why["all_quantized"] < 70, "this file was never shipped"
-        assert found[file]["metrics"]["validation"] == why["shipped"] >= why["needed"]
+        assert found[file]["metrics"]["validation"]["accuracy"] == why["shipped"] >= why["needed"]
         assert told["scheme"] == "int8-dynamic"
         assert told["rules"] == [[r"layers\.0\.ffns\.0\.down", "float32"]]
     for file in ("onnx/model.onnx", "tflite/model_fp32.tflite"):
@@ -206,7 +217,7 @@ def test_a_sound_model_keeps_nothing(go):
     ("scheme", "changes", "files"),
     [
         ("int8-static", ["quantize.smooth=0.5"], ("onnx/model_quantized.onnx", "tflite/model_int8.tflite")),
-        ("int4", ["quantize.accuracy_drop=30"], ("onnx/model_q4.onnx", "tflite/model_int4.tflite")),
+        ("int4", ["quantize.metric_drop=30"], ("onnx/model_q4.onnx", "tflite/model_int4.tflite")),
     ],
 )
 def test_every_scheme_ships_under_its_own_names(go, scheme, changes, files):
@@ -218,9 +229,9 @@ def test_every_scheme_ships_under_its_own_names(go, scheme, changes, files):
         assert found[file]["quantization"]["scheme"] == scheme
         assert found[file]["tolerance"] > 10 * found["onnx/model.onnx"]["tolerance"], "other processors round activations otherwise"
         assert found[file]["quantization"]["smooth"] == (0.5 if scheme == "int8-static" else None)
-        assert found[file]["metrics"]["validation"] >= found[file]["quantization"]["validation"]["needed"]
-        classifier = Classifier(bundle, file)
-        assert {classifier.predict(text).label for text in ("play music", "now", "lights off in my bedroom")} <= set(LABELS)
+        assert found[file]["metrics"]["validation"]["accuracy"] >= found[file]["quantization"]["validation"]["needed"]
+        predictor = Predictor(bundle, file)
+        assert {predictor.predict(text).answer["label"] for text in ("play music", "now", "lights off in my bedroom")} <= set(LABELS)
     operators = {node.op_type for node in onnx.load(bundle / files[0]).graph.node}
     types = tensor_types(bundle / files[1])
     if scheme == "int4":
@@ -242,7 +253,7 @@ def test_what_is_not_asked_for_is_not_shipped(go):
 
 def test_rules_of_the_recipe_decide_and_one_that_matches_nothing_is_told(go):
     rules = r'rules = [["layers\\.0\\..*", "float32"], ["layers\\.1\\.output", "int4"], ["clasifier", "int8"]]'
-    bundle, ledger = go("sound", text=RECIPE.replace("accuracy_drop = 12", f"accuracy_drop = 30\n{rules}"))
+    bundle, ledger = go("sound", text=RECIPE.replace("metric_drop = 12", f"metric_drop = 30\n{rules}"))
     weights, types = initializers(bundle / "onnx/model_quantized.onnx"), tensor_types(bundle / "tflite/model_int8.tflite")
     matrices = [name for name in weights if name.startswith(("layers", "classifier")) and weights[name].ndim > 1]
     assert len(matrices) == 10
@@ -267,7 +278,7 @@ def test_rules_of_the_recipe_decide_and_one_that_matches_nothing_is_told(go):
     ],
 )
 def test_a_faulty_rule_is_refused_before_any_work(tmp_path, rule, told):
-    (tmp_path / "recipe.toml").write_text(RECIPE.replace("accuracy_drop = 12", f"rules = [{rule}]"))
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("metric_drop = 12", f"rules = [{rule}]"))
     with pytest.raises(BadInput, match=told):
         load_recipe(str(tmp_path / "recipe.toml"), (), "x", "x")
 
@@ -294,15 +305,17 @@ def test_files_that_give_probabilities_are_not_decoded_again(go, models, tmp_pat
         assert [item["name"] for item in entry["outputs"]] == ["probabilities"]
         tolerance = 1e-4 if entry["precision"] == "fp32" else 0.1
         for made in (bundle, plain):
-            prediction = Classifier(made, file).predict(text)
-            assert prediction.probability == pytest.approx(float(expected.max()), abs=tolerance), (made, file)
-            assert prediction.label == LABELS[int(expected.argmax())]
-        assert load_model(bundle / file).logits(checkpoint.tokenizer.encode(text).ids).sum() == pytest.approx(1, abs=1e-4)
+            answer = Predictor(made, file).predict(text).answer
+            assert answer["probability"] == pytest.approx(float(expected.max()), abs=tolerance), (made, file)
+            assert answer["label"] == LABELS[int(expected.argmax())]
+        given = load_model(bundle / file).run(checkpoint.tokenizer.encode(text).ids)
+        assert given["probabilities"].sum() == pytest.approx(1, abs=1e-4)
     verify(bundle)
     cases = list(open_bundle(bundle).golden_cases())
     candidates = [
-        Candidate(file, bundle / file, entry["format"], file, [case["ids"] for case in cases],
-                  np.array([case["logits"][file] for case in cases], np.float32), entry["tolerance"])
+        Candidate(file, bundle / file, entry["format"], file, [Encoding(**one) for case in cases for one in case["inputs"]],
+                  [{name: np.array(value, np.float32) for name, value in one.items()} for case in cases for one in case["outputs"][file]],
+                  entry["tolerance"])
         for file, entry in entries(bundle).items() if entry["precision"] == "fp32"
     ]  # fmt: skip
     measured = measure(candidates, LocalTarget("here"), [1], [], rounds=1, min_seconds=0.001, say=lambda _: None, memory=False)
@@ -310,11 +323,11 @@ def test_files_that_give_probabilities_are_not_decoded_again(go, models, tmp_pat
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "bundle.json").read_text())
-    manifest["task"]["decode"] = "sigmoid"
+    manifest["task"]["decode"] = "softplus"
     (copy / "bundle.json").write_text(json.dumps(manifest))
     write_sums(copy, exclude=("report",))
-    with pytest.raises(IntegrityError, match=r"task\.decode is 'sigmoid'; this version knows softmax, none"):
-        Classifier(copy)
+    with pytest.raises(IntegrityError, match=r"task.*decode.*softplus"):
+        Predictor(copy)
 
 
 # --- old runtimes -----------------------------------------------------------------------------------------------------
@@ -341,7 +354,7 @@ def test_another_runtime_is_not_taken_for_the_old_one(go, models, tmp_path, monk
     bundle, _ = go("sound")
     context = context_of(models, "sound", tmp_path)
     with pytest.raises(BadInput, match=r"runs ai-edge-litert .*, tflite-runtime 2\.14 is needed"):
-        check_on_old_runtime(context, bundle / "tflite/model_int8.tflite", bundle / "tokenizer.json")
+        check_on_old_runtime(context, bundle / "tflite/model_int8.tflite", with_tokenizer(bundle, tmp_path))
     assert context.notes == []
 
 
@@ -356,14 +369,14 @@ def old_interpreter() -> Path:
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int4"])
 def test_a_file_for_old_runtimes_is_gated_and_run_there(go, old_interpreter, scheme):
     name = "broken" if scheme == "int8-dynamic" else "sound"
-    bundle, ledger = go(name, "quantize.old_runtimes=true", f"quantize.scheme={scheme}", "quantize.accuracy_drop=30")
+    bundle, ledger = go(name, "quantize.old_runtimes=true", f"quantize.scheme={scheme}", "quantize.metric_drop=30")
     entry = entries(bundle)[OLD_FILE]
     assert entry["precision"] == "int8" and entry["quantization"]["scheme"] == "int8-dynamic"
-    assert entry["metrics"]["validation"] >= 70
+    assert entry["metrics"]["validation"]["accuracy"] >= 70
     assert [kept["name"] for kept in entry["quantization"]["kept_float32"]] == (["layers.0.ffns.0.down"] if name == "broken" else [])
     types = tensor_types(bundle / OLD_FILE)
     assert types["layers.1.ffns.0.up"] == schema.TensorType.INT8
-    assert any(note.startswith(f"{Path(OLD_FILE).name}: 100 texts right on tflite-runtime 2.14") for note in notes(ledger, "quantize"))
+    assert any(note.startswith(f"{Path(OLD_FILE).name}: 100 inputs right on tflite-runtime 2.14") for note in notes(ledger, "quantize"))
     verify(bundle)
 
 
@@ -371,7 +384,7 @@ def test_a_file_for_litert_is_refused_by_the_check_on_the_old_runtime(go, models
     bundle, _ = go("sound")
     context = context_of(models, "sound", tmp_path)
     with pytest.raises(GateFailed, match=r"^model_int8\.tflite: tflite-runtime 2\.14 does not compute it: "):
-        check_on_old_runtime(context, bundle / "tflite/model_int8.tflite", bundle / "tokenizer.json")
+        check_on_old_runtime(context, bundle / "tflite/model_int8.tflite", with_tokenizer(bundle, tmp_path))
 
 
 # --- parity -----------------------------------------------------------------------------------------------------------
@@ -392,7 +405,7 @@ def test_a_file_of_the_model_is_proven(models, tmp_path, suffix):
     checkpoint = Checkpoint.load(models["sound"] / "model")
     model = fold(checkpoint.model, LONGEST)
     prove(context, "a file", checkpoint, write(model, tmp_path, suffix), model, BUCKETS)
-    assert context.notes[0].startswith("a file: 100 texts within ")
+    assert context.notes[0].startswith("a file: 100 inputs within ")
     assert not (tmp_path / "work").exists()
 
 
@@ -405,7 +418,7 @@ def test_a_file_of_the_model_is_proven(models, tmp_path, suffix):
         ("layers.1.attention.query", "layers.1.query"),
         ("layers.1.ffns.0.up", "layers.1.ffns.0.up"),
         ("layers.0.ffns.0.down", "layers.1.key_value"),
-        ("classifier", "classifier"),
+        ("heads.classifier", "classifier"),
     ],
 )
 def test_a_fold_that_is_another_function_is_refused_named_and_kept_aside(models, tmp_path, suffix, altered, named):
@@ -420,7 +433,7 @@ def test_a_fold_that_is_another_function_is_refused_named_and_kept_aside(models,
         prove(context, "a file", Checkpoint.load(folder), path, model, BUCKETS)
     aside = tmp_path / "work" / "rejected" / path.name
     assert error.value.exit_code == 3
-    assert str(error.value).startswith(f"model.{suffix}: run alone, text ")
+    assert str(error.value).startswith(f"model.{suffix}: run alone, ")
     assert str(error.value).endswith(f". First wrong tensor: {named}; the file is kept at {aside}")
     assert aside.read_bytes() == path.read_bytes()
     assert context.notes == []

@@ -9,24 +9,30 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from runtimes.classifier import Classifier
 
 from device_bench.targets import LocalTarget
-from pipeline.flow.cache import Cache
+from pipeline.flow.cache import Artifact, Cache
 from pipeline.flow.engine import run
 from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
-from pipeline.flow.stage import Artifact, Context, Stage
+from pipeline.flow.stage import Context, Stage
+from pipeline.reports.run_report import write_report
 from pipeline.stages import tune
-from pipeline.stages.tune import FILE, Trial, Tune, accuracy, all_logits, check_logits, choose, option_sets
+from pipeline.stages.file_evaluation import evaluate_file, file_outputs
+from pipeline.stages.tune import FILE, Trial, Tune, check_outputs, choose, option_sets
 from pipeline.tasks import load_data
 from runtimes.errors import IntegrityError
+from runtimes.predictor import Predictor
 from runtimes.session import SessionOptions
-from runtimes.text import TextEncoder
+from runtimes.text import Encoding
 from runtimes.verify import verify
 
 QUICK = {"texts": 3, "rounds": 2, "min_seconds": 0.005}
-ID_LISTS = [[2, 5 + i, 3] for i in range(20)]
+INPUTS = [Encoding([2, 5 + i, 3], [0, 0, 0]) for i in range(20)]
+
+
+def decide(outputs) -> np.ndarray:
+    return np.array([outputs["logits"].argmax()])
 
 
 def trial(name: str, *round_p50_ms: float, threads: int = 1, refused: str | None = None) -> Trial:
@@ -63,7 +69,7 @@ def test_what_is_chosen(trials, name):
 
 def test_every_set_of_a_file_is_measured_in_fresh_processes(tiny_run):
     path = tiny_run / "bundle" / "tflite" / "model_fp32.tflite"
-    trials = Tune(**QUICK).measure_file("tflite/model_fp32.tflite", path, ID_LISTS, 2, LocalTarget())
+    trials = Tune(**QUICK).measure_file("tflite/model_fp32.tflite", path, INPUTS, decide, 2, LocalTarget())
     assert [t.name for t in trials] == ["default", "default again", "packed weights for each signature", "2 threads"]
     for t in trials:
         assert t.refused is None and t.worst_difference <= 1e-5 and t.changed_answers == 0
@@ -80,15 +86,15 @@ def test_the_default_is_first_and_one_core_asks_for_no_threads():
         assert {t.session.threads for t in option_sets(file_format, 4)} == {1, 4}
 
 
-def test_options_that_change_logits_beyond_the_golden_tolerance_are_refused(tiny_run):
-    """The int8 file stands in for options that break the fp32 one: its logits are a little off, its answers are not."""
+def test_options_that_change_outputs_beyond_the_golden_tolerance_are_refused(tiny_run):
+    """The int8 file stands in for options that break the fp32 one: its outputs are a little off, its answers are not."""
     folder = tiny_run / "bundle" / "onnx"
-    expected = all_logits(folder / "model.onnx", SessionOptions(), ID_LISTS)
+    expected = file_outputs(folder / "model.onnx", INPUTS, SessionOptions())
     one = Trial("broken", SessionOptions(graph_optimization_level="basic"))
-    assert check_logits("onnx/model.onnx", folder / "model_quantized.onnx", ID_LISTS, expected, one) is None
-    assert "a logit differs from the default's by" in one.refused
+    assert check_outputs("onnx/model.onnx", folder / "model_quantized.onnx", INPUTS, expected, one, decide) is None
+    assert "an output differs from the default's by" in one.refused
     other = Trial("fine", SessionOptions(graph_optimization_level="basic"))
-    assert check_logits("onnx/model.onnx", folder / "model.onnx", ID_LISTS, expected, other) is not None
+    assert check_outputs("onnx/model.onnx", folder / "model.onnx", INPUTS, expected, other, decide) is not None
     assert other.refused is None and other.changed_answers == 0
 
 
@@ -96,10 +102,10 @@ def test_options_under_which_a_file_does_not_load_are_refused_but_not_the_defaul
     path = tmp_path / "damaged.onnx"
     path.write_bytes(b"nonsense")
     one = Trial("other", SessionOptions(graph_optimization_level="basic"))
-    assert check_logits("onnx/model.onnx", path, ID_LISTS, np.zeros((20, 3)), one) is None
+    assert check_outputs("onnx/model.onnx", path, INPUTS, [], one, decide) is None
     assert "cannot read it" in one.refused
     with pytest.raises(IntegrityError, match="cannot read it"):
-        check_logits("onnx/model.onnx", path, ID_LISTS, np.zeros((20, 3)), Trial("default", SessionOptions()))
+        check_outputs("onnx/model.onnx", path, INPUTS, [], Trial("default", SessionOptions()), decide)
 
 
 @pytest.fixture
@@ -114,8 +120,8 @@ def context(tiny_run, tiny_recipe, tiny_model, tiny_data, tmp_path) -> Context:
     output = tmp_path / "output"
     output.mkdir()
     return Context(
-        recipe, tiny_model, load_data(recipe.task, None), {"exported": Artifact(folder, "")}, output, tmp_path, Progress(quiet=True),
-        [], Cache(tmp_path / "cache"),
+        recipe.name, recipe.seed, recipe.task, load_data(recipe.task, None), recipe.model.source, "", {"exported": Artifact(folder, "")},
+        output, tmp_path, Progress(quiet=True), [], Cache(tmp_path / "cache"),
     )  # fmt: skip
 
 
@@ -133,12 +139,11 @@ def test_the_stage_writes_what_it_chose_and_every_figure(context, monkeypatch):
     assert content["settings"]["margin"] == 0.05
 
 
-def test_accuracy_under_options_is_that_of_the_file(context, tiny_run):
+def test_metrics_under_options_are_those_of_the_file(context, tiny_run):
     folder = context.folder("exported")
-    encoder = TextEncoder(folder / "tokenizer" / "tokenizer.json", context.task.max_length)
     ledger = json.loads((tiny_run / "ledger.json").read_text())
-    known = next(s["accuracy"] for r in ledger["stages"] for s in r["subjects"] if s["file"] == "onnx/model.onnx")
-    assert accuracy(context, folder / "onnx" / "model.onnx", encoder, SessionOptions(graph_optimization_level="basic")) == known
+    known = next(s["metrics"] for r in ledger["stages"] for s in r["subjects"] if s["file"] == "onnx/model.onnx")
+    assert evaluate_file(context, folder / "onnx" / "model.onnx", folder, SessionOptions(graph_optimization_level="basic")) == known
 
 
 @pytest.mark.parametrize(("validation", "kept"), [(50.0, "default"), (60.0, "other"), (70.0, "other")])
@@ -149,19 +154,23 @@ def test_a_set_that_loses_validation_accuracy_is_not_kept(context, monkeypatch, 
         one.measurement |= dict.fromkeys(("runtime", "count", "p90_ms", "mean_ms", "load_ms", "conditions"))
     trials[2].session, trials[2].worst_difference = SessionOptions(graph_optimization_level="basic"), 0.01
     monkeypatch.setattr(Tune, "measure_file", lambda *arguments: trials)
-    scores = {"all": {"validation": 60.0, "test": 61.0}, "basic": {"validation": validation, "test": 59.0}}
-    monkeypatch.setattr(tune, "accuracy", lambda context, path, encoder, session: scores[session.graph_optimization_level])
+    scores = {"all": (60.0, 61.0), "basic": (validation, 59.0)}
+    scores = {name: {"validation": {"accuracy": v}, "test": {"accuracy": t}} for name, (v, t) in scores.items()}
+    monkeypatch.setattr(tune, "evaluate_file", lambda context, path, folder, session: scores[session.graph_optimization_level])
     Tune().run(context)
     found = json.loads((context.output / "tuned" / FILE).read_text())["files"]["onnx/model.onnx"]
     assert found["chosen"] == kept
     assert found["metrics"] == (scores["basic"] if kept == "other" else None)
-    assert ("takes validation accuracy from 60 to 50 %" in found["why"]) == (kept == "default")
+    assert ("takes accuracy on validation from 60 to 50 %" in found["why"]) == (kept == "default")
 
 
 CHOSEN = {
     "onnx/model.onnx": SessionOptions(threads=2, graph_optimization_level="basic", memory_arena=False),
     "tflite/model_int8.tflite": SessionOptions(weight_cache="none"),
 }
+
+
+METRICS = {"validation": {"accuracy": 1.0}, "test": {"accuracy": 2.0}}
 
 
 class FixedTune(Stage):
@@ -173,7 +182,7 @@ class FixedTune(Stage):
 
     def run(self, context: Context) -> None:
         (context.output / "tuned").mkdir()
-        files = {f: {"session": s.as_manifest(Path(f).suffix[1:]), "metrics": {"validation": 1.0, "test": 2.0}} for f, s in CHOSEN.items()}
+        files = {f: {"session": s.as_manifest(Path(f).suffix[1:]), "metrics": METRICS} for f, s in CHOSEN.items()}
         (context.output / "tuned" / FILE).write_text(json.dumps({"files": files}))
 
 
@@ -181,15 +190,15 @@ def test_the_bundle_carries_the_choice_and_everything_runs_by_it(tiny_run, tiny_
     shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
     recipe = load_recipe(str(tiny_recipe), model=str(tiny_model), data=str(tiny_data))
     recipe.stages.insert([stage.use for stage in recipe.stages].index("bench"), FixedTune())
-    ledger = run(recipe, tmp_path / "out", Cache(tmp_path / "cache"), Progress(quiet=True))
+    ledger = run(recipe, tmp_path / "out", Cache(tmp_path / "cache"), Progress(quiet=True), write_report)
     assert [r["stage"] for r in ledger.records if not r["cached"]] == ["tune", "bench", "pack"]
     bundle = tmp_path / "out" / "bundle"
     models = {entry["file"]: entry for entry in json.loads((bundle / "bundle.json").read_text())["models"]}
     assert len(models) == 4
     for file, entry in models.items():
         assert entry["session"] == CHOSEN.get(file, SessionOptions()).as_manifest(entry["format"])
-        assert (entry["metrics"] == {"validation": 1.0, "test": 2.0}) == (file in CHOSEN)
+        assert (entry["metrics"] == METRICS) == (file in CHOSEN)
     verify(bundle)
-    classifier = Classifier(bundle, "onnx/model.onnx")
-    assert classifier.entry.session == CHOSEN["onnx/model.onnx"]
-    assert classifier.model._session.get_session_options().intra_op_num_threads == 2
+    predictor = Predictor(bundle, "onnx/model.onnx")
+    assert predictor.entry.session == CHOSEN["onnx/model.onnx"]
+    assert predictor.model._session.get_session_options().intra_op_num_threads == 2

@@ -10,8 +10,17 @@ import pytest
 
 from pipeline.tasks.base import Data
 from pipeline.tasks.files import (
-    add_unlabeled, draw_groups, fill_missing, fingerprint, hold_out, number_of, read_records, read_splits, split_files, text_of,
-)  # fmt: skip
+    add_unlabeled,
+    draw_groups,
+    fill_missing,
+    fingerprint,
+    hold_out,
+    number_of,
+    read_records,
+    read_splits,
+    split_files,
+    text_of,
+)
 from pipeline.tasks.text_regression import TextRegression
 from runtimes.errors import BadInput
 

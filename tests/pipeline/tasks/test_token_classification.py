@@ -129,8 +129,9 @@ def test_span_scores_by_hand():
 
 
 def test_no_span_found_is_no_warning():
-    assert span_scores([["B-A"]], [["O"]])["f1"] == 0
-    assert span_scores([["O"]], [["O"]])["f1"] == 0
+    assert span_scores([["B-A"]], [["O"]]) == {"f1": 0, "precision": 0, "recall": 0, "f1 A": 0}
+    assert span_scores([["O"]], [["B-A"]]) == {"f1": 0, "precision": 0, "recall": 0}
+    assert span_scores([["O"]], [["O"]]) == {"f1": 0, "precision": 0, "recall": 0}
 
 
 def test_losses(tokenizer, data):
