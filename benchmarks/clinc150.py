@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.flow.ledger import result_rows
+from pipeline.reports.results import result_rows
 
 ROOT = Path(__file__).parent.parent
 POCKETBERT = [sys.executable, "-m", "pipeline.cli"]

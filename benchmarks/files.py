@@ -47,11 +47,11 @@ from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
 from pipeline.models.checkpoint import TOKENIZER
 from pipeline.models.hub import load_encoder
-from pipeline.stages.export import file_results, per_cent_right
+from pipeline.stages.file_evaluation import file_outputs
 from pipeline.tasks import load_data
 from runtimes.backends import load_model
 from runtimes.errors import GateFailed
-from runtimes.text import TextEncoder
+from runtimes.text import Encoding, TextEncoder
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "files.json"
@@ -68,17 +68,19 @@ class Student:
         recipe = load_recipe("clinc150")
         data = load_data(recipe.task, None)
         self.max_length = recipe.task.max_length
-        self.model = load_encoder(folder, data.labels).eval()
+        self.model = load_encoder(folder).eval()
         self.folded = fold(self.model, self.max_length)
         encoder = TextEncoder(folder / TOKENIZER, self.max_length)
-        self.ids = {split: encoder.encode_batch([row.text for row in data.split(split)]) for split in ("train", "validation", "test")}
-        self.labels = {split: [data.labels.index(row.label) for row in data.split(split)] for split in self.ids}
+        texts = {split: [row["text"] for row in data.split(split)] for split in ("train", "validation", "test")}
+        self.ids = {split: encoder.encode_batch(own, offsets=False) for split, own in texts.items()}
+        self.labels = {split: [data.labels["logits"].index(row["label"]) for row in data.split(split)] for split in self.ids}
         drawn = np.random.default_rng(0).permutation(len(self.ids["train"]))[:CALIBRATION_TEXTS]
         self.calibration = [self.ids["train"][i] for i in drawn]
-        self.buckets = choose_buckets([len(ids) for ids in self.ids["train"]], self.folded.multiply_adds, 4, self.max_length)
+        self.buckets = choose_buckets([len(one.ids) for one in self.ids["train"]], self.folded.multiply_adds, 4, self.max_length)
 
     def accuracy(self, path: Path, split: str) -> float:
-        return round(per_cent_right(file_results(path, self.ids[split]).argmax(axis=1), self.labels[split]), 3)
+        answers = [int(one["logits"].argmax()) for one in file_outputs(path, self.ids[split])]
+        return round(100 * float(np.mean(np.asarray(answers) == np.asarray(self.labels[split]))), 3)
 
 
 def main() -> int:
@@ -159,12 +161,12 @@ def compare_files(student: Student, folder: Path, rounds: int) -> list[dict[str,
                 write_tflite(model, path, student.buckets, plan)
             files.append((f"ours {title} {precision}", path))
     drawn = np.random.default_rng(0).permutation(len(student.ids["test"]))[:TIMED_TEXTS]
-    id_lists = [student.ids["test"][i] for i in drawn]
+    inputs = [student.ids["test"][i] for i in drawn]
     candidates = []
     for name, path in files:
-        logits = file_results(path, id_lists[:16])
-        tolerance = 0.01 * max(1.0, float(np.abs(logits).max()))
-        candidates.append(Candidate(name, path, path.suffix[1:], "", id_lists, logits, tolerance))
+        golden = file_outputs(path, inputs[:16])
+        tolerance = 0.01 * max(1.0, max(float(np.abs(one["logits"]).max()) for one in golden))
+        candidates.append(Candidate(name, path, path.suffix[1:], "", inputs, golden, tolerance))
     measured = {m["name"]: m for m in measure(candidates, LocalTarget(), [1], [], rounds, 0.5, say) if m["case"] == "texts"}
     rows = []
     for name, path in files:
@@ -186,8 +188,8 @@ def compare_static(student: Student, folder: Path) -> dict[str, Any]:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Padded(CalibrationDataReader):
-        def __init__(self, id_lists: Sequence[Sequence[int]], length: int) -> None:
-            self._feeds = iter([pad(ids, length) for ids in id_lists])
+        def __init__(self, inputs: Sequence[Encoding], length: int) -> None:
+            self._feeds = iter([pad(one.ids, length) for one in inputs])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._feeds, None)
@@ -228,7 +230,8 @@ def measure_fallback(student: Student, folder: Path) -> dict[str, Any]:
         try:
             outcome = quantize_within(
                 lambda plan, to, write=write: write(broken, to, plan), path, QuantPlan(INT8), tensor_bytes(broken),
-                lambda p: file_results(p, probes), lambda p: student.accuracy(p, "validation"), floor, say,
+                lambda p: file_outputs(p, probes), lambda one: one["logits"].argmax(keepdims=True),
+                lambda p: student.accuracy(p, "validation"), floor, say,
             )  # fmt: skip
         except GateFailed as error:
             found[name] = {"error": str(error), "seconds": round(time.monotonic() - started, 1)}
@@ -280,8 +283,8 @@ def row_steps(student: Student, folder: Path) -> list[dict[str, Any]]:
     samples: dict[int, list[int]] = {length: [] for length in lengths}
     for _ in range(4):
         for length, model in models.items():
-            ids = student.ids["test"][0][:1] * length
-            timed(lambda model=model, ids=ids: model.logits(ids), 60, samples[length])
+            ids = student.ids["test"][0].ids[:1] * length
+            timed(lambda model=model, ids=ids: model.run(ids), 60, samples[length])
     return [{"tokens": length, "p50_us": round(statistics.median(values) / 1e3, 2)} for length, values in samples.items()]
 
 

@@ -35,9 +35,9 @@ from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig, layer_shape
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.surgery import encoder_parameters
+from pipeline.reports.run_report import write_report
 from pipeline.stages.export import DESCRIPTION
 from pipeline.tasks import load_data
-from pipeline.reports.run_report import write_report
 from runtimes.text import Encoding, TextEncoder
 
 ROOT = Path(__file__).parent.parent
@@ -188,7 +188,7 @@ class Made:
         row = {
             "name": self.point.name, "use": self.point.use, "kind": self.point.kind, "options": self.point.options, "notes": method["notes"],
             "seconds": method["seconds"], "unique_params": count_unique_parameters(model), "layer_params": encoder_parameters(model),
-            "torch_test": method["subjects"][0]["metrics"]["test"]["accuracy"], "torch_validation": method["subjects"][0]["metrics"]["validation"]["accuracy"],
+            **{f"torch_{split}": method["subjects"][0]["metrics"][split]["accuracy"] for split in ("test", "validation")},
             "multiply_adds": {"onnx": median_work(folded, lengths), "tflite": median_work(folded, padded)},
         }  # fmt: skip
         subjects = {s["file"]: s for r in self.ledger.records for s in r["subjects"] if s["file"]}

@@ -21,13 +21,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from runtimes.errors import BadInput, IntegrityError
 from runtimes.session import SessionOptions
-from runtimes.text import Encoding
+
+if TYPE_CHECKING:
+    from runtimes.text import Encoding
 
 SIGNATURE_PREFIX = "serving_"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -182,10 +184,15 @@ class TfliteModel:
         return tuple(
             [
                 {"name": name, "dtype": np.dtype(details[name]["dtype"]).name, "shape": _shape(name, details[name]["shape"], is_input)}
-                for name in sorted(details)  # runtimes list them in orders of their own
+                for name in sorted(details, key=_place)  # runtimes list them in orders of their own
             ]
             for details, is_input in ((signature.inputs, True), (signature.outputs, False))
         )
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Inputs in the order in which the file takes them, outputs by name."""
+    return (INPUTS.index(name) if name in INPUTS else len(INPUTS), name)
 
 
 class _InterpretedSignature:
@@ -215,6 +222,8 @@ class _CompiledSignature:
         self._feeds = {key: np.zeros((1, bucket), np.int32) for key in in_order["inputs"]}
         self._buffers = [model.create_input_buffer_by_name(name, key) for key in in_order["inputs"]]
         self._writes = list(zip(self._buffers, self._feeds.values(), strict=True))
+        for buffer, array in self._writes:
+            buffer.write(array)  # the first write of all makes LiteRT print, and here that is silenced
         self._results = [model.create_output_buffer_by_name(name, key) for key in in_order["outputs"]]
         shapes = {key: tuple(int(size) for size in self.outputs[key]["shape"]) for key in in_order["outputs"]}
         self._reads = [

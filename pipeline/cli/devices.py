@@ -36,7 +36,7 @@ def bench(
     files: Annotated[Optional[list[str]], typer.Option("--file", help="A file of the bundle; may be repeated. All of them otherwise.")] = None,
     texts: Annotated[
         Optional[Path],
-        typer.Option("--texts", help="Examples to run: .txt with one a line, .jsonl, .csv, .tsv, or data as the recipe's. The golden cases otherwise."),
+        typer.Option("--texts", help="Examples to run: .txt with one a line, .jsonl, .csv, .tsv, or the recipe's data. The golden cases otherwise."),
     ] = None,
     most_texts: Annotated[int, typer.Option("--most-texts", min=1, help="Take at most so many of them, drawn at random but always the same.")] = 1000,
     threads: Annotated[Optional[str], typer.Option("--threads", metavar="1,4", help="Thread counts; one and all strong cores otherwise.")] = None,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.flow.stage import Stage
     from pipeline.tasks.base import Task
 
+SECTIONS = ("model", "task", "budget")
 PRESETS = resources.files("pipeline") / "recipes"
 
 
@@ -147,8 +148,8 @@ def _check_roles(stage: Stage, place: str) -> None:
 def lock_text(recipe: Recipe) -> str:
     """The recipe with every default written out, as TOML."""
     lines = [f"name = {_toml(recipe.name)}", f"seed = {recipe.seed}"]
-    sections = {"model": {}, "task": {"kind": recipe.task.kind}, "budget": {}}
-    for section, first in sections.items():
+    for section in SECTIONS:
+        first = {"kind": recipe.task.kind} if section == "task" else {}
         lines += ["", f"[{section}]", *_toml_pairs(first | getattr(recipe, section).model_dump())]
     for stage in recipe.stages:
         lines += ["", "[[stage]]", f"use = {_toml(stage.use)}", *_toml_pairs(stage.model_dump())]
@@ -183,19 +184,25 @@ def _override(tables: dict[str, Any], text: str) -> None:
     place: Any = tables
     stages = tables.get("stage", [])
     known = [str(table.get("use")) for table in stages]
-    if len(parts) == 2 and parts[0] in known:
+    if len(parts) > 1 and parts[0] in known:
         parts.insert(0, "stage")
-    if parts[0] == "stage" and len(parts) == 3:
+    inner = parts[1:-1]
+    if parts[0] == "stage" and len(parts) > 2:
+        inner = parts[2:-1]
         if parts[1].isdigit() and 1 <= int(parts[1]) <= len(stages):
             place = stages[int(parts[1]) - 1]
         elif parts[1] in known:
             place = stages[known.index(parts[1])]
         else:
             raise BadInput(f"--set {text!r}: no stage {parts[1]!r}; the recipe has {', '.join(f'{i} {n}' for i, n in enumerate(known, 1))}")
-    elif len(parts) == 2 and parts[0] != "stage":
+    elif len(parts) > 1 and parts[0] in SECTIONS:
         place = place.setdefault(parts[0], {})
     elif len(parts) != 1:
-        raise BadInput(f"--set {text!r}: the key must be like seed, task.max_length or stage.2.layers")
+        raise BadInput(f"--set {text!r}: the key must be like seed, task.max_length, stage.2.layers or stage.2.heal.epochs")
+    for key in inner:
+        place = place.setdefault(key, {}) if isinstance(place, dict) else place
+    if not isinstance(place, dict):
+        raise BadInput(f"--set {text!r}: {'.'.join(parts[:-1])} is no table that could have a key {parts[-1]!r}")
     place[parts[-1]] = value
 
 

@@ -121,6 +121,12 @@ class Context:
         return self.task.encode(checkpoint.tokenizer, rows, self.data, checkpoint.model.config.pad_token_id)
 
 
+def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """``defaults`` with what is given, table by table."""
+    both = {key: _merged(defaults[key], value) for key, value in given.items() if isinstance(value, dict) and isinstance(defaults.get(key), dict)}
+    return defaults | given | both
+
+
 class Stage(BaseModel):
     """Base of every stage. Fields of the subclass are the keys of its ``[[stage]]`` table.
 
@@ -168,7 +174,7 @@ class Stage(BaseModel):
         for name, value in values.items():
             default = cls.model_fields[name].get_default(call_default_factory=True) if name in cls.model_fields else None
             if isinstance(default, BaseModel) and isinstance(value, dict):
-                merged[name] = default.model_dump() | value
+                merged[name] = _merged(default.model_dump(), value)
         return merged
 
     def check_task(self, task: Task) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_bench.comparison import Comparison, Verdict, compare_files
-from pipeline.reports.drawing import NARROW, WIDE, axis, clip, fixed, lines, render, short
+from pipeline.reports.drawing import NARROW, WIDE, axis, clip, fixed, lines, render, score, short
 from pipeline.reports.run_report import conditions
 from pipeline.reports.run_table import UNBOUNDED
 
@@ -36,8 +36,8 @@ OFFICIAL = {
 """What TFLite's own binary measured; older ones print no median."""
 EXPENDABLE = ("first_inference_ms", "load_ms", "model_bytes", "noise", "p99_ms")
 EMULATED_CAPTION = (
-    "worst: largest difference of a logit from this machine's; answers: equal ones; there and here: accuracy; M instr.: million instructions "
-    "of the median text, which are not time"
+    "worst: largest difference of an output from this machine's; decisions: equal ones; there and here: the task's metric; "
+    "M instr.: million instructions of the median text, which are not time"
 )
 IDEAL, PALE = -1, -2  # lines that belong to no file
 COLOURS = 6  # of lines in bench_report.html.j2; further files take them again
@@ -72,7 +72,7 @@ def print_bench(document: dict[str, Any], console: Console | None = None) -> Non
         console.print("", _table(list(OFFICIAL.values()), 2, [[cells[key] for key in OFFICIAL] for cells in official]), sep="\n")
     emulated = [row for target in document["targets"] for row in _emulated_rows(target)]
     if emulated:
-        header = ["emulated", "file", "worst", "tolerance", "answers", "there %", "here %", "M instr."]
+        header = ["emulated", "file", "worst", "tolerance", "decisions", "there", "here", "M instr."]
         console.print(*([""] if timed else []), _table(header, 2, [_emulated_cells(row) for row in emulated]), sep="\n")
         console.print(Text(EMULATED_CAPTION, style="dim"))
     for failure in _failures(document):
@@ -227,11 +227,13 @@ def _emulated_rows(target: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _emulated_cells(row: dict[str, Any]) -> list[str]:
     found = row["agreement"] or {}
-    answers = f"{found['same_answers']}/{found['texts']}" if found.get("same_answers") is not None else "-"
+    decisions = f"{found['same_decisions']}/{found['decisions']}" if found.get("decisions") else "-"
     worst = "same bits" if found.get("same_bits") else "-" if found.get("worst_difference") is None else f"{found['worst_difference']:.3g}"
     tolerance = "-" if found.get("tolerance") is None else f"{found['tolerance']:.3g}"
-    accuracy = [fixed(found.get(key), 2) for key in ("accuracy_percent", "accuracy_here_percent")]
-    return [row["target"], row["file"], worst, tolerance, answers, *accuracy, fixed(row["total"], 3, 1e6)]
+    scores = [score(found.get(key)) for key in ("scores", "scores_here")]
+    return [row["target"], row["file"], worst, tolerance, decisions, *scores, fixed(row["total"], 3, 1e6)]
+
+
 
 
 # --- one place ----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def render(template: str, view: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.reports", ""), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"fixed": fixed, "short": short, "typeset": typeset}
+    environment.filters |= {"fixed": fixed, "short": short, "score": score, "typeset": typeset}
     return environment.get_template(template).render(view)
 
 
@@ -44,6 +44,11 @@ def fixed(value: float | None, digits: int, divisor: float = 1, suffix: str = ""
 def short(value: float) -> str:
     """A figure in a sentence, without false precision: 118, 90.5, 2.4, 0.241."""
     return f"{value:.{0 if value >= 100 else 1 if value >= 1 else 3}f}"
+
+
+def score(scores: dict[str, float] | None) -> str:
+    """The task's primary metric with its name; a dash where the right answers are unknown."""
+    return next((f"{name.replace('_', ' ')} {value:.2f}" for name, value in (scores or {}).items()), "-")
 
 
 def typeset(text: str) -> str:

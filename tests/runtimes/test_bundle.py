@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runtimes.classifier import Classifier, choose_model
 
-from runtimes import backends, classifier
+from runtimes import backends, predictor
 from runtimes.bundle import CHECKSUMS, check_sums, is_safe_name, open_bundle, write_sums
 from runtimes.errors import BadInput, IntegrityError
+from runtimes.predictor import Predictor, choose_model
 from runtimes.session import SessionOptions
 from runtimes.verify import verify
 from tests.conftest import ROWS
@@ -88,12 +88,12 @@ def test_a_checksum_line_that_leaves_the_bundle_is_refused(bundle):
 def test_a_newer_schema_is_refused_and_unknown_keys_are_ignored(bundle):
     rewrite(bundle, lambda m: m.update(future={"x": 1}))
     verify(bundle)
-    rewrite(bundle, lambda m: m.update(schema=2))
-    with pytest.raises(IntegrityError, match="schema 2; this version reads schema 1"):
+    rewrite(bundle, lambda m: m.update(schema=3))
+    with pytest.raises(IntegrityError, match="schema 3; this version reads schema 2"):
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "models": 3}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema": 2}', '{"schema": 2, "models": 3}'])
 def test_a_broken_manifest_is_an_integrity_error(bundle, content):
     (bundle / "bundle.json").write_text(content)
     with pytest.raises(IntegrityError, match=r"bundle\.json"):
@@ -123,20 +123,20 @@ def test_another_tokenizer_is_found(bundle):
 
 def test_every_file_gives_the_same_label_for_the_texts_it_learned(bundle):
     for file in FILES:
-        model = Classifier(bundle, file)
-        answers = [model.predict(text).label == label for label, texts in ROWS.items() for text in texts]
+        model = Predictor(bundle, file)
+        answers = [model.predict(text).answer["label"] == label for label, texts in ROWS.items() for text in texts]
         assert np.mean(answers) > 0.6, file
 
 
 def test_onnx_and_tflite_agree_with_each_other(bundle):
-    models = [Classifier(bundle, file) for file in ("onnx/model.onnx", "tflite/model_fp32.tflite")]
+    models = [Predictor(bundle, file) for file in ("onnx/model.onnx", "tflite/model_fp32.tflite")]
     for text in ["turn on the light", "a", "", "play " * 40]:
-        ids = models[0].encoder.encode(text)
-        assert np.abs(models[0].model.logits(ids) - models[1].model.logits(ids)).max() < 1e-3
+        ids = models[0].encoder.encode(text).ids
+        assert np.abs(models[0].model.run(ids)["logits"] - models[1].model.run(ids)["logits"]).max() < 1e-3
 
 
 def test_long_texts_are_cut_and_told(bundle):
-    model = Classifier(bundle)
+    model = Predictor(bundle)
     assert model.predict("light " * 100).truncated
     assert not model.predict("light").truncated
     assert model.encoder.truncated == 1
@@ -147,19 +147,19 @@ def test_the_bucket_is_the_smallest_that_holds_the_text(bundle):
     assert model.buckets == [8, 16]
     used = []
     for bucket, signature in model._signatures.items():
-        signature.logits = lambda ids, bucket=bucket, plain=signature.logits: used.append(bucket) or plain(ids)
+        signature.run = lambda *given, bucket=bucket, plain=signature.run: used.append(bucket) or plain(*given)
     for tokens in (1, 7, 8, 9, 16):
-        model.logits([2] * tokens)
+        model.run([2] * tokens)
     assert used == [8, 8, 8, 16, 16]
     with pytest.raises(BadInput, match="17 tokens do not fit the largest bucket of 16"):
-        model.logits([2] * 17)
+        model.run([2] * 17)
 
 
 def test_a_runtime_that_would_refuse_a_file_gets_the_next(bundle, monkeypatch):
     """tflite-runtime 2.14 does not know the scales of the int8 file; the float32 file it runs."""
-    monkeypatch.setattr(classifier, "installed_formats", lambda: {"tflite": "tflite-runtime 2.14.0"})
+    monkeypatch.setattr(predictor, "installed_formats", lambda: {"tflite": "tflite-runtime 2.14.0"})
     assert choose_model(open_bundle(bundle)).file == "tflite/model_fp32.tflite"
-    monkeypatch.setattr(classifier, "installed_formats", lambda: {"tflite": "ai-edge-litert 2.3.0"})
+    monkeypatch.setattr(predictor, "installed_formats", lambda: {"tflite": "ai-edge-litert 2.3.0"})
     assert choose_model(open_bundle(bundle)).file == "tflite/model_int8.tflite"
 
 
@@ -168,14 +168,14 @@ def test_a_missing_runtime_is_named_and_the_other_one_is_used(bundle, monkeypatc
         raise BadInput("no TFLite runtime is installed")
 
     monkeypatch.setattr(backends, "_interpreter_class", absent)
-    assert Classifier(bundle).entry.format == "onnx"
+    assert Predictor(bundle).entry.format == "onnx"
     _, checks = verify(bundle)
     assert {check.file: check.runtime is None for check in checks}["tflite/model_int8.tflite"] is True
-    monkeypatch.setattr(classifier, "installed_formats", dict)
+    monkeypatch.setattr(predictor, "installed_formats", dict)
     with pytest.raises(BadInput, match=r"no runtime for its files \(tflite/model_int8\.tflite, "):
-        Classifier(bundle)
+        Predictor(bundle)
     with pytest.raises(BadInput, match="no model file 'x'; it has tflite/"):
-        Classifier(bundle, "x")
+        Predictor(bundle, "x")
 
 
 def test_a_file_no_runtime_can_read_is_an_integrity_error(tmp_path):
@@ -197,11 +197,11 @@ def test_session_options_of_the_manifest_are_obeyed(bundle):
     options = {"graph_optimization_level": "basic", "memory_pattern": False, "memory_arena": False, "threads": 2}
     rewrite(bundle, lambda m: [entry.update(session=options | {"weight_cache": "none"}) for entry in m["models"]])
     verify(bundle)
-    session = Classifier(bundle, "onnx/model.onnx").model._session.get_session_options()
+    session = Predictor(bundle, "onnx/model.onnx").model._session.get_session_options()
     assert session.graph_optimization_level.name == "ORT_ENABLE_BASIC"
     assert (session.enable_mem_pattern, session.enable_cpu_mem_arena, session.intra_op_num_threads) == (False, False, 2)
-    assert Classifier(bundle, "onnx/model.onnx", threads=1).model._session.get_session_options().intra_op_num_threads == 1
-    assert type(Classifier(bundle, "tflite/model_int8.tflite").model._model).__name__ == "Interpreter"
+    assert Predictor(bundle, "onnx/model.onnx", threads=1).model._session.get_session_options().intra_op_num_threads == 1
+    assert type(Predictor(bundle, "tflite/model_int8.tflite").model._model).__name__ == "Interpreter"
 
 
 def test_session_options_that_are_nonsense_are_named(bundle):
@@ -220,8 +220,8 @@ def test_shared_packed_weights_change_nothing_but_speed(bundle, file, monkeypatc
     assert shared.buckets == own.buckets and shared.tensors() == own.tensors()
     for tokens in (16, 3, 9, 8, 1, 16):  # shorter texts after longer ones: nothing of a text before may be left
         ids = [2, *range(5, 3 + tokens), 3][:tokens]
-        np.testing.assert_allclose(shared.logits(ids), own.logits(ids), atol=1e-5)
-        np.testing.assert_array_equal(older.logits(ids), own.logits(ids))
+        np.testing.assert_allclose(shared.run(ids)["logits"], own.run(ids)["logits"], atol=1e-5)
+        np.testing.assert_array_equal(older.run(ids)["logits"], own.run(ids)["logits"])
 
 
 SEVERAL_MODELS = """
@@ -229,9 +229,9 @@ import sys
 from pathlib import Path
 from runtimes.backends import load_model
 models = [load_model(Path(file), threads) for file in sys.argv[1:] for threads in (1, 2)]
-before = [model.logits([2, 5, 3]) for model in models]
+before = [model.run([2, 5, 3])["logits"] for model in models]
 del models[0]
-assert all((model.logits([2, 5, 3]) == logits).all() for model, logits in zip(models, before[1:]))
+assert all((model.run([2, 5, 3])["logits"] == logits).all() for model, logits in zip(models, before[1:]))
 print("still heard", file=sys.stderr)
 """
 
@@ -248,7 +248,7 @@ def test_several_models_in_one_process_say_nothing_and_leave_nothing(bundle, tmp
 def test_tolerances_allow_what_quantizing_itself_moves(tiny_run):
     """Where an activation's code tips on another processor, logits differ as far as those of the float32 file do."""
     bundle = open_bundle(tiny_run / "bundle")
-    cases = [case["logits"] for case in bundle.golden_cases()]
+    cases = [{file: one[0]["logits"] for file, one in case["outputs"].items()} for case in bundle.golden_cases()]
     exact = {entry.format: entry.file for entry in bundle.models if entry.precision == "fp32"}
     for entry in bundle.models:
         logits, reference = (np.array([case[file] for case in cases]) for file in (entry.file, exact[entry.format]))

@@ -62,10 +62,24 @@ def test_overrides_by_number_name_and_section(tmp_path):
     assert recipe.budget.size_mb == 1.5
 
 
-@pytest.mark.parametrize("override", ["stage.9.epochs=2", "nonsense", "stage.fintune.epochs=1", "a.b.c.d=1"])
+@pytest.mark.parametrize("override", ["stage.9.epochs=2", "nonsense", "stage.fintune.epochs=1", "a.b.c.d=1", "task.data.more=1"])
 def test_bad_overrides_are_refused(tmp_path, override):
     with pytest.raises(BadInput, match="--set"):
         read(tmp_path, BASE, override)
+
+
+def test_a_key_of_a_nested_table_leaves_the_stage_its_other_defaults(tmp_path):
+    text = BASE + '[[stage]]\nuse = "layerdrop"\nheal = { learning_rate = 1e-3 }\n'
+    heal = read(tmp_path, text, "layerdrop.heal.batch_size=8", "stage.2.heal.texts.copies=2").stages[1].heal
+    assert (heal.learning_rate, heal.batch_size, heal.texts.copies) == (1e-3, 8, 2)
+    assert heal.epochs == 3, "the stage's own default, not that of every healing"
+    deep = read(tmp_path, BASE + '[[stage]]\nuse = "layerdrop"\nheal = { texts = { unlabeled = false } }\n').stages[1].heal
+    assert (deep.texts.unlabeled, deep.texts.copies, deep.epochs) == (False, 0, 3)
+
+
+def test_a_misspelt_key_of_a_nested_table_is_named(tmp_path):
+    with pytest.raises(BadInput, match=r"stage\[2\]\.layerdrop\.heal\.epoch: unknown key; did you mean 'epochs'"):
+        read(tmp_path, BASE + '[[stage]]\nuse = "layerdrop"\nheal = { epoch = 1 }\n')
 
 
 def test_the_command_line_may_point_anywhere(tmp_path):

@@ -226,7 +226,7 @@ def test_the_search_takes_no_worse_than_every_other(run_stages):
     note = next(n for n in run_stages(STAGE + "layers = 2\nheal.epochs = 0\ndrop_epochs = 0")[0].records[-1]["notes"] if "choices" in n)
     assert note.startswith("6 choices tried on 15 validation inputs")
     assert f"every other (1, 3): {accuracies['every-other']:.2f} %" in note
-    assert f"best {accuracies['search']:.2f} %" in note
+    assert f"best accuracy {accuracies['search']:.2f} %" in note
 
 
 def test_training_with_layers_dropped_changes_the_weights_and_healing_restores_accuracy(run_stages, trained):

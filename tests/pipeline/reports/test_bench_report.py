@@ -57,8 +57,11 @@ def local() -> dict[str, Any]:
 @pytest.fixture
 def emulated() -> dict[str, Any]:
     file = "onnx/model_quantized.onnx"
-    agreement = {"file": file, "texts": 35, "worst_difference": 0.0, "tolerance": 0.5, "same_bits": True, "same_answers": 35}
-    unknown, known = ({"accuracy_percent": there, "accuracy_here_percent": here} for there, here in ((None, None), (95.25, 95.5)))
+    agreement = {"file": file, "texts": 35, "worst_difference": 0.0, "tolerance": 0.5, "same_bits": True, "inputs": 35, "decisions": 35}
+    agreement["same_decisions"] = 35
+    unknown, known = (
+        {"scores": there and {"f1": there}, "scores_here": here and {"f1": here}} for there, here in ((None, None), (95.25, 95.5))
+    )
     other = agreement | known | {"file": "onnx/model.onnx", "worst_difference": 0.75, "same_bits": False}
     by_class = {"load_store": 72_000_000, "dot": 84_900_000}
     count = {"file": file, "texts": 16, "total_per_text": 217_241_407, "totals": [217_241_407], "by_class": by_class}
@@ -72,7 +75,7 @@ def failed() -> dict[str, Any]:
 
 
 def document(*targets: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    known = {"format": "pocketbert bench 1", "bundle": {"name": "demo", "files": []}, "tier": "quick", "rounds": 3, "texts": TEXTS}
+    known = {"format": "pocketbert bench 2", "bundle": {"name": "demo", "files": []}, "tier": "quick", "rounds": 3, "texts": TEXTS, "inputs": TEXTS}
     return known | {"texts_from": "golden cases", "targets": list(targets)} | changes
 
 
