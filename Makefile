@@ -4,6 +4,7 @@
 # make bench            write the figures of CLINC150 that the README quotes (an hour; nothing else should run)
 # make bench-files  our files against plain conversion of the same student, operator by operator (ten minutes, after make bench)
 # make bench-methods    every pruning, factorization and sharing method on CLINC150, side by side (three hours; a second run goes on from the first)
+# make bench-tasks      every task on its preset: teacher, floor, int8 of the same weights, compressed (two hours; a second run goes on from the first)
 # make bench-runner     the C runner against a loop in C (six minutes; BUNDLE=... names a bundle, out/clinc150/bundle otherwise)
 # make bench-comparison how often a comparison is right about no change and a tenth (ten minutes)
 # make bench-boards     a bundle on emulated Arm and on a virtual board made from nothing (ten minutes; downloads; needs root and apt)
@@ -17,7 +18,7 @@ STAMP   := $(VENV)/.ready
 OLD     := $(VENV)/old-runtime
 export POCKETBERT_DATA ?= ../shared/data
 
-.PHONY: setup demo test test-boards lint bench bench-files bench-methods bench-peers bench-runner bench-comparison bench-boards clean
+.PHONY: setup demo test test-boards lint bench bench-files bench-methods bench-tasks bench-peers bench-runner bench-comparison bench-boards clean
 # A bundle of the CLINC150 recipe, whose files the benchmarks of boards take.
 BUNDLE  ?= out/clinc150/bundle
 .DEFAULT_GOAL := demo
@@ -58,6 +59,9 @@ bench-files: $(STAMP)
 
 bench-methods: $(STAMP)
 	$(BIN)/python benchmarks/methods.py --keep out/methods --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
+
+bench-tasks: $(STAMP)
+	$(BIN)/python -m benchmarks.tasks --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status
 
 bench-peers: $(STAMP)
 	$(BIN)/python benchmarks/peers.py --record; status=$$?; $(BIN)/python benchmarks/tables.py; exit $$status

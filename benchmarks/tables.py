@@ -136,6 +136,35 @@ def methods_table(figures: dict[str, Any]) -> str:
     return "\n".join([*lines, *missed_marks(figures["checks"])])
 
 
+def tasks_table(figures: dict[str, Any]) -> str:
+    """Each preset: floor, teacher, the teacher's own weights in int8, and what the preset makes, all on test rows."""
+    lines = [
+        "| preset | metric on test | floor | teacher | same weights, int8 (ONNX, TFLite) | compressed, int8 (ONNX, TFLite) | size, MB | p50, ms "
+        "| faster |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    told, missed = [], []
+    for name, preset in figures["presets"].items():
+        metric = preset["task"]["metrics"][0]
+        key = metric["name"]
+        floor = None if preset["floor"] is None else preset["floor"]["metrics"]["test"].get(key)
+        same, small = ([preset[kind][f"{one} int8"] for one in ("ONNX", "TFLite")] for kind in ("same_weights", "compressed"))
+        values = [", ".join(f"{one['metrics']['test'][key]:.2f}" for one in both) for both in (same, small)]
+        columns = (("size_bytes", 1e6, 1), ("p50_ms", 1, 3), ("speedup", 1, 1))
+        shown = [", ".join(f"{one[column] / divisor:.{digits}f}" for one in small) for column, divisor, digits in columns]
+        teacher = f"{preset['teacher']['metrics']['test'][key]:.2f}"
+        title = f"{metric['title']} {metric['unit']}".rstrip()
+        cells = [f"`{name}`", title, "" if floor is None else f"{floor:.2f}", teacher, *values, *shown]
+        lines.append(f"| {' | '.join(cells)} |")
+        told.append(f"{name} {preset['minutes']:.0f}")
+        missed += [{**check, "what": f"{name}: {check['what']}"} for check in preset["checks"]]
+    lines += ["", (
+        f"Teacher: all-MiniLM-L6-v2 fine-tuned on the task; p50 per real test input, one thread; faster than the teacher in ONNX Runtime fp32. "
+        f"Minutes from an empty cache: {', '.join(told)}. Written by `make bench-tasks` to `results/tasks.json`."
+    )]  # fmt: skip
+    return "\n".join([*lines, *missed_marks(missed)])
+
+
 def missed_marks(checks: list[dict[str, Any]]) -> list[str]:
     """A paragraph with the marks that were missed; none if all hold."""
     missed = [f"{one['what']} is {one['value']:.3g} ({one['bound']} {one['mark']:g})" for one in checks if not one["ok"]]
@@ -235,7 +264,7 @@ def filled(text: str) -> str:
 
 TABLES = {
     "clinc150.json": clinc150_table, "files.json": files_table, "methods.json": methods_table, "peers.json": peers_table,
-    "boards.json": boards_table, "runner.json": runner_table, "comparison.json": comparison_sentence,
+    "tasks.json": tasks_table, "boards.json": boards_table, "runner.json": runner_table, "comparison.json": comparison_sentence,
 }  # fmt: skip
 """A file in ``results/`` -> the table that the README shows of it."""
 

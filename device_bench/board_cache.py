@@ -13,7 +13,6 @@ What this does not do: check files after they were built; delete what no recipe 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 KEY_CHARACTERS = 12
 
@@ -70,8 +71,7 @@ def lock(name: str) -> Iterator[None]:
     """Hold the lock of ``name``; another process with the same name waits."""
     locks = boards_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / name).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(locks / name):
         yield
 
 

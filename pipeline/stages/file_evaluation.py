@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from runtimes.decode import decoder
-from runtimes.decode.base import Decoder
 from tokenizers import Tokenizer
 
 from pipeline.flow.stage import Context
@@ -18,6 +16,8 @@ from pipeline.learning.evaluation import REPORTED
 from pipeline.tasks.base import better
 from pipeline.tasks.batches import EncodedTexts
 from runtimes.backends import load_model, per_token
+from runtimes.decode import decoder
+from runtimes.decode.base import Decoder
 from runtimes.session import SessionOptions
 from runtimes.text import Encoding
 

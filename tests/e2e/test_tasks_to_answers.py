@@ -1,0 +1,150 @@
+"""Every kind of task from data to an answer: the bundle proves itself, answers, and loads in the hub's own classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+from optimum.onnxruntime import (
+    ORTModelForFeatureExtraction,
+    ORTModelForQuestionAnswering,
+    ORTModelForSequenceClassification,
+    ORTModelForTokenClassification,
+)
+
+from pipeline.flow.cache import Cache
+from pipeline.flow.engine import run
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+from pipeline.reports.run_report import write_report
+from runtimes.predictor import Predictor
+from runtimes.verify import verify
+from tests.pipeline.small_tasks import TASKS, task_table, write_data
+
+STAGES = """
+[[stage]]
+use = "finetune"
+epochs = 12
+batch_size = 8
+learning_rate = 3e-3
+[[stage]]
+use = "prune-vocab"
+[[stage]]
+use = "export"
+buckets = [8]
+[[stage]]
+use = "quantize"
+metric_drop = 100
+[[stage]]
+use = "pack"
+"""
+TEXT = "turn on the light in the bedroom"
+EXAMPLES = {
+    "text-classification": TEXT,
+    "text-classification of pairs": (TEXT, "play some music"),
+    "text-classification with several labels": TEXT,
+    "text-regression": TEXT,
+    "token-classification": TEXT,
+    "intent-and-slots": TEXT,
+    "question-answering": ("what light", TEXT),
+    "sentence-embedding": (TEXT, "switch the lamp on"),
+}
+KEYS = {
+    "text-classification": {"label", "probability", "labels"}, "text-regression": {"value"}, "token-classification": {"spans"},
+    "intent-and-slots": {"label", "probability", "labels", "spans"}, "question-answering": {"answer", "start", "end", "score"},
+    "sentence-embedding": {"similarity"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, tiny_model):
+    """Bundle of a task, made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("tasks")
+    made: dict[str, Path] = {}
+
+    def bundle(task: str) -> Path:
+        if task not in made:
+            place = folder / task.replace(" ", "-")
+            data = write_data(task, place / "data")
+            recipe = place / "recipe.toml"
+            recipe.write_text(f'name = "{task.split()[0]}"\n[model]\nsource = "unset"\n{task_table(task)}{STAGES}')
+            loaded = load_recipe(str(recipe), (), str(tiny_model), str(data))
+            run(loaded, place / "out", Cache(folder / "cache"), Progress(quiet=True), write_report)
+            made[task] = place / "out" / "bundle"
+        return made[task]
+
+    return bundle
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_bundle_verifies_and_answers_with_every_file(bundles, task):
+    bundle = bundles(task)
+    _, checks = verify(bundle)
+    assert len(checks) == 4 and all(check.runtime and check.cases >= 10 and check.worst <= check.tolerance for check in checks)
+    answers = [Predictor(bundle, check.file).predict(EXAMPLES[task]).answer for check in checks]
+    for answer in answers:
+        assert KEYS[task.split()[0]] & set(answer), answer
+        json.dumps(answer)
+    exact = [answer for check, answer in zip(checks, answers, strict=True) if "fp32" in check.file or check.file == "onnx/model.onnx"]
+    assert [set(answer) for answer in exact] == [set(exact[0])] * 2, "both formats answer alike"
+
+
+@pytest.mark.parametrize("task", ["token-classification", "intent-and-slots"])
+def test_spans_stand_where_the_text_says(bundles, task):
+    """Words that the trimmed vocabulary does not have, and letters whose accents are taken off, move no offset."""
+    text = "turn on  the Ünsèén light, please"
+    for span in Predictor(bundles(task)).predict(text).answer["spans"]:
+        assert text[span["start"] : span["end"]] == span["text"]
+    spans = Predictor(bundles(task)).predict("turn on the light").answer["spans"]
+    assert [(span["type"], span["text"]) for span in spans] == [("DEVICE", "light")]
+
+
+HUB = {
+    "text-classification": (ORTModelForSequenceClassification, ["logits"]),
+    "text-classification of pairs": (ORTModelForSequenceClassification, ["logits"]),
+    "text-regression": (ORTModelForSequenceClassification, ["logits"]),
+    "token-classification": (ORTModelForTokenClassification, ["logits"]),
+    "question-answering": (ORTModelForQuestionAnswering, ["start_logits", "end_logits"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the libraries warn of their own successors
+@pytest.mark.parametrize("task", HUB)
+def test_stock_optimum_classes_give_what_the_bundle_gives(bundles, task):
+    bundle, (kind, outputs) = bundles(task), HUB[task]
+    model = kind.from_pretrained(bundle, subfolder="onnx", file_name="model.onnx")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundle)
+    example = EXAMPLES[task]
+    encoded = tokenizer(*([example] if isinstance(example, str) else example), return_tensors="pt")
+    theirs = model(**encoded)
+    ours = Predictor(bundle, "onnx/model.onnx")
+    own = ours.model.run(encoded["input_ids"][0].tolist(), encoded.get("token_type_ids", [[0] * encoded["input_ids"].shape[1]])[0].tolist())
+    for name in outputs:
+        assert np.abs(getattr(theirs, name)[0].detach().numpy() - own[name]).max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stock_pipelines_answer(bundles):
+    def stock(name: str, task: str):
+        bundle = bundles(task)
+        model = HUB[task][0].from_pretrained(bundle, subfolder="onnx", file_name="model.onnx")
+        return transformers.pipeline(name, model=model, tokenizer=transformers.AutoTokenizer.from_pretrained(bundle))
+
+    label = Predictor(bundles("text-classification"), "onnx/model.onnx").predict(TEXT).answer["label"]
+    assert stock("text-classification", "text-classification")(TEXT)[0]["label"] == label
+    found = stock("token-classification", "token-classification")("turn on the light")
+    assert [(one["entity"], one["word"]) for one in found] == [("B-DEVICE", "light")]
+    answer = stock("question-answering", "question-answering")(question="what light", context=TEXT)
+    assert answer["answer"] in TEXT
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_embedding_loads_as_feature_extraction(bundles):
+    bundle = bundles("sentence-embedding")
+    model = ORTModelForFeatureExtraction.from_pretrained(bundle, subfolder="onnx", file_name="model.onnx")
+    assert "sentence_embedding" in model.output_names
+    vector = np.array(Predictor(bundle, "onnx/model.onnx").predict(TEXT).answer["embedding"])
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-4)
