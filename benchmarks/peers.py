@@ -239,18 +239,23 @@ def prepare_clinc150(shape: Shape, model: Path, timed: int, options: argparse.Na
     data = load_data(recipe.task, None)
     teacher = options.model or make_teacher(options.out)
     told = [label for _, label in sorted((int(k), v) for k, v in read_config(teacher).get("id2label", {}).items())]
-    if told != data.labels:
-        raise BadInput(f"--model {teacher}: its {len(told)} labels are not the {len(data.labels)} of CLINC150; it must be fine-tuned on them")
-    encoder = load_encoder(teacher, data.labels)
+    names = data.labels["logits"]
+    if told != names:
+        raise BadInput(f"--model {teacher}: its {len(told)} labels are not the {len(names)} of CLINC150; it must be fine-tuned on them")
+    encoder = load_encoder(teacher)
     save_for_transformers(encoder, model)
     text_encoder = TextEncoder(teacher / TOKENIZER, recipe.task.max_length)
-    tested = text_encoder.encode_batch([row.text for row in data.test])
+
+    def ids_of(rows: list[dict[str, Any]]) -> list[list[int]]:
+        return [one.ids for one in text_encoder.encode_batch([row["text"] for row in rows], offsets=False)]
+
+    tested = ids_of(data.test)
     order = np.random.default_rng(0).permutation(len(tested))
     drawn = np.random.default_rng(0).permutation(len(data.train))[:CALIBRATION_TEXTS]
-    labels = np.asarray([data.labels.index(row.label) for row in data.test])
+    labels = np.asarray([names.index(row["label"]) for row in data.test])
     return Case(
         "clinc150", shape, model, encoder.config, [tested[i] for i in order[:timed]], tested, labels,
-        text_encoder.encode_batch([data.train[i].text for i in drawn]), reference_logits(encoder, tested),
+        ids_of([data.train[i] for i in drawn]), reference_logits(encoder, tested),
     )  # fmt: skip
 
 
@@ -262,7 +267,7 @@ def make_teacher(out: Path) -> Path:
 
     recipe, cache = load_recipe("clinc150"), Cache()
     recipe.stages = [stage for stage in recipe.stages if stage.use == "finetune"]
-    record = run(recipe, out / "teacher", cache, Progress()).records[0]
+    record = run(recipe, out / "teacher", cache, Progress(), lambda ledger, page: None).records[0]
     return cache.artifacts(record["key"], record)["teacher"].folder
 
 
@@ -331,6 +336,7 @@ def ours(case: Case, folder: Path) -> list[tuple[str, Path, str]]:
     from exporters.onnx_writer import write_onnx
     from exporters.quant_plan import INT8, INT8_STATIC, QuantPlan
     from exporters.tflite_writer import write_tflite
+    from runtimes.text import Encoding
 
     longest = case.shape.buckets[-1]
     model = fold(load_encoder(case.model), longest)
@@ -341,7 +347,8 @@ def ours(case: Case, folder: Path) -> list[tuple[str, Path, str]]:
     else:
         buckets = choose_buckets([len(ids) for ids in calibration], model.multiply_adds, len(buckets) + 1, longest)
     dynamic = QuantPlan(INT8)
-    static = QuantPlan(INT8, ((r"layers\.\d+\.ffns\..*", INT8_STATIC),), calibrate(model, calibration).ranges)
+    ranges = calibrate(model, [Encoding(ids, [0] * len(ids)) for ids in calibration]).ranges
+    static = QuantPlan(INT8, ((r"layers\.\d+\.ffns\..*", INT8_STATIC),), ranges)
     files = [(f"{OURS}_onnx", folder / "model_quantized.onnx", "onnx"), (f"{OURS}_tflite", folder / "model_int8.tflite", "tflite"),
              (f"{OURS}_tflite_static", folder / "model_int8_static.tflite", "tflite")]  # fmt: skip
     write_onnx(model, files[0][1], dynamic)
@@ -365,7 +372,7 @@ def our_rows(case: Case, folder: Path) -> list[Row]:
     for name, path, file_format in files:
         say(f"{case.name}: {name}: logits")
         model = load_model(path)
-        logits = np.stack([model.logits(ids) for ids in case.tested])
+        logits = np.stack([model.run(ids)["logits"] for ids in case.tested])
         job = {
             "mode": "latency", "model": str(path), "format": file_format, "threads": 1, "cores": None, "inputs": str(inputs),
             "golden": None, "tolerance": 0.0, "cases": [{"case": "texts"}], **plan(case),

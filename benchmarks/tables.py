@@ -194,10 +194,12 @@ def boards_table(figures: dict[str, Any]) -> str:
         counts = {row["file"]: row["total_per_text"] for row in target["instructions"]}
         for row in target["agreement"]:
             worst = "same bits" if row["same_bits"] else f"{row['worst_difference']:.2g}"
-            lines.append(
-                f"| {target['name']} | {row['file']} | {worst} | {row['same_answers']} of {row['texts']} | {row['accuracy_percent']:.1f} | "
-                f"{row['accuracy_here_percent']:.1f} | {counts[row['file']] / 1e6:.1f} |"
-            )
+            if "decisions" in row:
+                same, there, here = f"{row['same_decisions']} of {row['decisions']}", row["scores"]["accuracy"], row["scores_here"]["accuracy"]
+            else:  # recorded before bench documents of format 2
+                same, there, here = f"{row['same_answers']} of {row['texts']}", row["accuracy_percent"], row["accuracy_here_percent"]
+            instructions = counts[row["file"]] / 1e6
+            lines.append(f"| {target['name']} | {row['file']} | {worst} | {same} | {there:.1f} | {here:.1f} | {instructions:.1f} |")
     seconds = figures["virtual_machine"]["seconds"]
     parts = ", ".join(f"{step.replace('_', ' ')} {taken:.0f}" for step, taken in seconds.items() if step != "all")
     lines += ["", (

@@ -34,18 +34,19 @@ def test_clinc150_slice_end_to_end(slice_of_clinc150, tmp_path):
         [
             sys.executable, "-m", "pipeline.cli.main", "run", "clinc150", "--json", "--data", str(slice_of_clinc150),
             "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--set", "finetune.epochs=4",
-            "--set", "distill-mobilebert.copies=4", "--set", "distill-mobilebert.epochs=20", "--set", "factorize-embeddings.copies=4",
-            "--set", "factorize-embeddings.epochs=3", "--set", "bench.texts=100", "--set", "bench.rounds=1", "--set", "bench.min_seconds=0.2",
-            "--set", "tune.texts=50", "--set", "tune.rounds=2", "--set", "tune.min_seconds=0.05", "--set", "budget.accuracy_drop=5",
+            "--set", "distill-mobilebert.logits.texts.copies=4", "--set", "distill-mobilebert.logits.epochs=20",
+            "--set", "factorize-embeddings.heal.texts.copies=4", "--set", "factorize-embeddings.heal.epochs=3",
+            "--set", "bench.texts=100", "--set", "bench.rounds=1", "--set", "bench.min_seconds=0.2",
+            "--set", "tune.texts=50", "--set", "tune.rounds=2", "--set", "tune.min_seconds=0.05", "--set", "budget.metric_drop=5",
         ],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ledger = json.loads(done.stdout)
     subjects = {subject["name"]: subject for record in ledger["stages"] for subject in record["subjects"]}
-    assert subjects["teacher"]["accuracy"]["test"] > 95
+    assert subjects["teacher"]["metrics"]["test"]["accuracy"] > 95
     for name in ("ONNX int8", "TFLite int8"):
-        assert subjects[name]["accuracy"]["test"] > subjects["teacher"]["accuracy"]["test"] - 6
+        assert subjects[name]["metrics"]["test"]["accuracy"] > subjects["teacher"]["metrics"]["test"]["accuracy"] - 6
         assert subjects[name]["size_bytes"] < 4e6
     measured = {m["name"]: m["p50_ms"] for r in ledger["stages"] for m in r["measurements"] if m["case"] == "texts" and m["threads"] == 1}
     assert set(measured) == {"teacher", "ONNX fp32", "TFLite fp32", "ONNX int8", "TFLite int8"}

@@ -148,3 +148,26 @@ def test_an_embedding_loads_as_feature_extraction(bundles):
     assert "sentence_embedding" in model.output_names
     vector = np.array(Predictor(bundle, "onnx/model.onnx").predict(TEXT).answer["embedding"])
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_threshold_is_chosen_by_texts_of_no_class_and_ships(tmp_path, tiny_model):
+    """It is chosen on validation rows by the file that clients run first; below it the answer is none of the classes."""
+    data = write_data("text-classification", tmp_path / "data")
+    for split in ("validation", "test"):
+        rows = [{"text": text} for text in ("now now now", "my my in please", "some in now", "please please")]
+        (data / f"oos_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "recipe.toml"
+    keys = 'threshold = "auto"\nout_of_scope = "oos"\n'
+    recipe.write_text(f'name = "oos"\n[model]\nsource = "unset"\n{task_table("text-classification")}{keys}{STAGES}')
+    loaded = load_recipe(str(recipe), (), str(tiny_model), str(data))
+    ledger = run(loaded, tmp_path / "out", Cache(tmp_path / "cache"), Progress(quiet=True), write_report)
+    assert ledger.rows == {"train": 60, "validation": 19, "test": 19, "unlabeled": 0}
+    assert "out_of_scope_auroc" in ledger.records[0]["subjects"][0]["metrics"]["test"]
+    manifest = json.loads((tmp_path / "out" / "bundle" / "bundle.json").read_text())
+    assert 0 < manifest["task"]["threshold"] <= 1
+    assert any("are none of the classes" in note for note in ledger.records[-1]["notes"])
+    verify(tmp_path / "out" / "bundle")
+    predictor = Predictor(tmp_path / "out" / "bundle")
+    for text in ("now now now", "please please", "turn music on", "turn it off"):
+        answer = predictor.predict(text).answer
+        assert (answer["label"] is None) == (answer["probability"] < manifest["task"]["threshold"])
