@@ -90,6 +90,11 @@ def host_architecture() -> str:
     return HOSTS[platform.machine()]
 
 
+def host_libraries(root: Path) -> Path:
+    """Folder of the libraries that programs of an unpacked ``root`` for this machine load; a root may hold those of other architectures too."""
+    return root / "usr/lib" / f"{platform.machine()}-linux-gnu"
+
+
 def find_mirror(etc_apt: Path = Path("/etc/apt")) -> str:
     """Address of the Debian mirror: of the environment variable, or the first one in the host's own sources.
 

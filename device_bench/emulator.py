@@ -167,7 +167,7 @@ class Emulator:
         architecture = ARCHITECTURES[self.architecture]
         # QEMU comes from Debian whatever runs here, so it brings its loader and its C library.
         loader = next((self.tools / "usr").glob("lib*/ld-linux*.so*"))
-        libraries = next((self.tools / "usr/lib").glob("*-linux-gnu"))
+        libraries = debian.host_libraries(self.tools)
         command = [str(loader), "--library-path", str(libraries), str(self.tools / "usr/bin" / architecture.qemu)]
         if count_to is not None:
             if not architecture.has_counts:
@@ -346,7 +346,7 @@ def _write_compiler(path: Path, say: Callable[[str], None]) -> None:
         script = '#!/bin/sh\nexec cc "$@"\n'
     else:
         root = _compiler().unpack(say)
-        libraries = next((root / "usr/lib").glob("*-linux-gnu"))
+        libraries = debian.host_libraries(root)
         script = f"#!/bin/sh\nLD_LIBRARY_PATH={shlex.quote(str(libraries))} exec {shlex.quote(str(root))}/usr/bin/aarch64-linux-gnu-gcc "
         script += f'--sysroot={shlex.quote(str(root))} "$@"\n'
     path.write_text(script, encoding="utf-8")

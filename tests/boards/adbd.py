@@ -11,6 +11,7 @@ from fcntl import ioctl
 from pathlib import Path
 from socket import AF_INET, SOCK_DGRAM, socket
 
+from device_bench import debian
 from tests.boards.board import Board, die_with_the_tests, wait_until
 from tests.boards.sshd import accepts
 
@@ -70,7 +71,7 @@ class AdbServer:
         self.program = folder / "adb"
         self._log = folder / "adb-server.log"
         (folder / "adb-home").mkdir()
-        libraries = next((packages / "usr/lib").glob("*-linux-gnu"))
+        libraries = debian.host_libraries(packages)
         self.program.write_text(
             f"#!/bin/sh\nexport LD_LIBRARY_PATH={libraries}:{libraries}/android HOME={folder}/adb-home ADB_MDNS=0\n"
             f'exec {packages}/usr/lib/android-sdk/platform-tools/adb -P {port} "$@"\n'
@@ -135,7 +136,7 @@ class Phone:
         self, folder: Path, packages: Path, properties: Mapping[str, str | None] | None = None, memory: Mapping[str, int] | None = None
     ) -> None:
         self.serial = f"127.0.0.1:{PHONE_PORT}"
-        libraries = next((packages / "usr/lib").glob("*-linux-gnu")).name
+        libraries = debian.host_libraries(packages).name
         (folder / "system").mkdir()
         (folder / "files").mkdir()
         values = {**PIXEL_8, **(properties or {})}

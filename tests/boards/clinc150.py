@@ -77,7 +77,8 @@ def _write(folder: Path) -> None:
 
     task, data = find_task(), find_data()
     checkpoint = Checkpoint.load(find_source(SOURCE), task.heads(data), data.labels["logits"])
-    checkpoint = prune(checkpoint, kept_pieces(checkpoint, [row["text"] for row in data.train], 1, PIECES))
+    texts = task.encode(checkpoint.tokenizer, data.train, data, checkpoint.model.config.pad_token_id)
+    checkpoint = prune(checkpoint, kept_pieces(checkpoint, texts.ids, 1, PIECES))
     fit_classifier(checkpoint, task, data)
     work = folder / "work"
     checkpoint.save(work / "model", MAX_LENGTH)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from device_bench import debian
 from tests.boards.board import Board, children, wait_until
 
 CONFIGURATION = """
@@ -77,7 +78,7 @@ class Sshd:
         self._starts += 1
         folder = self.folder / f"start{self._starts}"
         folder.mkdir()
-        libraries = next((self.packages / "usr/lib").glob("*-linux-gnu")).name
+        libraries = debian.host_libraries(self.packages).name
         self.board = Board(
             folder,
             ["/bin/sh", "-c", "mkdir -p /run/sshd && exec /debian/usr/sbin/sshd -D -e -f /board/sshd_config"],

@@ -138,7 +138,7 @@ class VirtualMachine:
         (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
         self.config.write_text(CLIENT_CONFIGURATION.format(port=self.port, folder=folder))
         loader = next((qemu / "usr").glob("lib*/ld-linux*.so*"))
-        libraries = next((qemu / "usr/lib").glob("*-linux-gnu"))
+        libraries = debian.host_libraries(qemu)
         forwards = f"hostfwd=tcp:127.0.0.1:{self.port}-:22,hostfwd=tcp:127.0.0.1:{adb_port}-:{ADB_PORT}"
         command = [
             str(loader), "--library-path", str(libraries), str(qemu / "usr/bin/qemu-system-aarch64"),

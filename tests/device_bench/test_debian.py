@@ -68,3 +68,10 @@ def test_each_set_lies_in_a_place_of_its_own():
         debian.PackageSet(("hostname",), "arm64", without=("libc6",)),
     ]  # fmt: skip
     assert len({packages.folder for packages in (PACKAGES, *others)}) == 5
+
+
+def test_the_libraries_are_those_of_this_machine_whatever_else_a_root_holds(tmp_path):
+    for triplet in ("aarch64-linux-gnu", "arm-linux-gnueabihf", "x86_64-linux-gnu"):  # of a cross compiler, beside the host's own
+        (tmp_path / "usr/lib" / triplet).mkdir(parents=True)
+    found = debian.host_libraries(tmp_path)
+    assert found.is_dir() and debian.HOSTS[found.name.removesuffix("-linux-gnu")] == debian.host_architecture()
