@@ -140,7 +140,7 @@ def test_arguments_of_pairs(made):
     assert example_of_line(likeness, "a\tb\tc", "1") == {"text": "a", "text_pair": "b\tc"}
     with pytest.raises(BadInput, match=r"--pair is missing: .*question-answering, takes question \(TEXT\) and context \(--pair\)"):
         example_of_arguments(question, "a", None)
-    with pytest.raises(BadInput, match="--pair: .*text-classification, takes text alone"):
+    with pytest.raises(BadInput, match=r"--pair: .*text-classification, takes text alone"):
         example_of_arguments(one, "a", "b")
     with pytest.raises(BadInput, match="--pair: not UTF-8 at character 2"):
         example_of_arguments(question, "a", "b\udce9")
