@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -94,9 +95,23 @@ def provisioned(openssh_server, tmp_path_factory):
         server.stop()
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder that a board is clearing meanwhile; ``os.walk`` passes over folders that are gone, ``rglob`` fails on them."""
+    return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+
+
+def arrived_bytes(files: list[Path]) -> int:
+    """Size of the largest; a file that is gone or renamed meanwhile has none."""
+    sizes = [0]
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(file.stat().st_size)
+    return max(sizes)
+
+
 def remains(server: Sshd, where: tuple[str, ...] = ("/tmp", "/root")) -> list[str]:
     """What is on the board that was not there before: files, and processes that are no listening sshd."""
-    files = [str(path) for folder in where for path in server.board.path(folder).rglob("*") if path.is_file() and CACHE not in str(path)]
+    files = [str(path) for folder in where for path in files_below(server.board.path(folder)) if CACHE not in str(path)]
     files += [str(path) for path in server.board.path(CACHE).glob(".new-*")]
     return files + [command for command in server.board.processes().values() if "[listener]" not in command]
 
@@ -306,7 +321,7 @@ def test_cut_while_pushing(sshd, target_on, tmp_path):
         file.truncate(800 << 20)
 
     def cut_when_it_arrives() -> None:
-        wait_until(lambda: any(path.stat().st_size > 1 << 20 for path in sshd.board.path("/tmp").rglob("*big.onnx")), "the file arrives")
+        wait_until(lambda: arrived_bytes(files_below(sshd.board.path("/tmp"))) > 1 << 20, "the file arrives")
         sshd.cut()
 
     with target_on(sshd) as target:
