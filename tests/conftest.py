@@ -59,13 +59,18 @@ def tiny_data(tmp_path_factory) -> Path:
     return folder
 
 
-TINY_RECIPE = """
-name = "tiny"
+RECIPE_HEAD = """
 [model]
 source = "unset"
 [task]
 data = "unset"
 max_length = 16
+"""
+"""What stands before the stages of a recipe whose model and data are named on the command line; further keys of the task may follow."""
+
+TINY_RECIPE = f"""
+name = "tiny"
+{RECIPE_HEAD}
 [[stage]]
 use = "finetune"
 epochs = 20
@@ -81,12 +86,12 @@ bottleneck_size = 16
 heads = 2
 ffn_size = 32
 embedding_size = 16
-transfer = { epochs = 8, batch_size = 8, learning_rate = 3e-3 }
-logits = { epochs = 20, batch_size = 8, learning_rate = 3e-3, texts = { copies = 1 } }
+transfer = {{ epochs = 8, batch_size = 8, learning_rate = 3e-3 }}
+logits = {{ epochs = 20, batch_size = 8, learning_rate = 3e-3, texts = {{ copies = 1 }} }}
 [[stage]]
 use = "factorize-embeddings"
 rank = 8
-heal = { epochs = 1, batch_size = 8, texts = { copies = 1 } }
+heal = {{ epochs = 1, batch_size = 8, texts = {{ copies = 1 }} }}
 [[stage]]
 use = "export"
 buckets = [8, 16]

@@ -82,9 +82,9 @@ def test_every_module_of_the_pipeline_has_a_room():
 
 def test_methods_hold_methods_alone():
     """Each file but the packages' own registers a stage."""
-    from pipeline.flow.registry import BUILT_IN
+    from pipeline.flow.registry import STAGES
 
-    registered = {target.partition(":")[0] for target in BUILT_IN.values()}
+    registered = {target.partition(":")[0] for target in STAGES.built_in.values()}
     files = {name for name in imports("pipeline") if name.startswith("pipeline.methods.") and name.count(".") > 2}
     assert files == {name for name in registered if name.startswith("pipeline.methods.")}
 

@@ -145,12 +145,12 @@ def _read_as_task(bundle: Bundle, path: Path) -> tuple[Task, Data]:
     A task reads folders, so the file is put into one as every split.
     """
     quieten_libraries()
-    from pipeline.tasks import task_class
+    from pipeline.tasks import TASKS
 
     kind, lock = bundle.task["kind"], bundle.folder / LOCK
     try:
         table = tomllib.loads(lock.read_text(encoding="utf-8"))["task"]
-        task = task_class(kind)(data=str(path), **{key: value for key, value in table.items() if key not in OF_TRAINING})
+        task = TASKS[kind](data=str(path), **{key: value for key, value in table.items() if key not in OF_TRAINING})
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{lock}: the task cannot be read from it: {error}") from error
     with TemporaryDirectory(prefix="pocketbert-") as name:

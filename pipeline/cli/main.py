@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -174,10 +174,10 @@ def report(
 def methods(name: Annotated[Optional[str], typer.Argument(help="Show one in full.")] = None, as_json: AsJson = False) -> None:
     """List the stages that a recipe can use, with paper, options and what they do to size and speed."""
     quieten_libraries()
-    from pipeline.flow.registry import stage_class, stage_names
+    from pipeline.flow.registry import STAGES
     from pipeline.reports.catalogue import describe_stage, stage_text
 
-    _show_catalogue("methods", "stage", name, stage_names(), lambda n: describe_stage(stage_class(n)), stage_text, as_json)
+    _show_catalogue("methods", "stage", name, STAGES, describe_stage, stage_text, as_json)
 
 
 @app.command()
@@ -186,20 +186,20 @@ def tasks(name: Annotated[Optional[str], typer.Argument(help="Show one in full."
     """List what a model can be compressed for, with columns, metrics and options."""
     quieten_libraries()
     from pipeline.reports.catalogue import describe_task, task_text
-    from pipeline.tasks import task_class, task_names
+    from pipeline.tasks import TASKS
 
-    _show_catalogue("tasks", "kind of task", name, task_names(), lambda n: describe_task(task_class(n)), task_text, as_json)
+    _show_catalogue("tasks", "kind of task", name, TASKS, describe_task, task_text, as_json)
 
 
 def _show_catalogue(
-    command: str, what: str, name: str | None, known: list[str], describe: Callable[[str], dict[str, Any]],
+    command: str, what: str, name: str | None, known: Mapping[str, type[Any]], describe: Callable[[type[Any]], dict[str, Any]],
     full_text: Callable[[dict[str, Any]], str], as_json: bool,
 ) -> None:  # fmt: skip
     """One entry in full if it is named, else a line for each."""
     if name is not None and name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         raise BadInput(f"{command}: unknown {what} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"))
-    shown = [describe(one) for one in (known if name is None else [name])]
+    shown = [describe(known[one]) for one in (known if name is None else [name])]
     if as_json:
         print_json(shown)
     elif name is None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.flow.registry import stage_class, stage_names
-from pipeline.tasks import DEFAULT_KIND, task_class, task_names
+from pipeline.flow.registry import STAGES
+from pipeline.tasks import DEFAULT_KIND, TASKS
 from runtimes.bundle import is_safe_name
 from runtimes.errors import BadInput
 
@@ -120,7 +120,7 @@ def check_order(stages: list[Stage], origin: str, source_leaves: Iterable[str] =
         reads = [stage.reads.get(role, role) for role in stage.needs]
         for role in reads:
             if role not in made:
-                makers = [name for name in stage_names() if role in stage_class(name).gives]
+                makers = [name for name, stage_class in STAGES.items() if role in stage_class.gives]
                 cure = f"put {' or '.join(makers)} before it" if makers else f"an earlier stage must say writes = {{ model = {json.dumps(role)} }}"
                 raise BadInput(f"{place}: needs {role!r}, which no earlier stage makes; {cure}")
         for trait, maker in traits.items():
@@ -211,23 +211,23 @@ def _make_task(origin: str, table: Any) -> Task:
         raise BadInput(f"{origin}: task: a [task] table is needed, got {table!r}")
     fields = dict(table)
     kind = fields.pop("kind", DEFAULT_KIND)
-    if kind not in task_names():
-        raise BadInput(f"{origin}: task.kind: unknown {kind!r}{_nearest(str(kind), task_names())}")
+    if kind not in TASKS:
+        raise BadInput(f"{origin}: task.kind: unknown {kind!r}{_nearest(str(kind), TASKS)}")
     try:
-        return task_class(kind)(**fields)
+        return TASKS[kind](**fields)
     except ValidationError as error:
-        raise BadInput(f"{origin}: " + _explain(error, "task.", task_class(kind))) from error
+        raise BadInput(f"{origin}: " + _explain(error, "task.", TASKS[kind])) from error
 
 
 def _make_stage(origin: str, number: int, table: dict[str, Any]) -> Stage:
     fields = dict(table)
     name = fields.pop("use", None)
-    if name not in stage_names():
-        raise BadInput(f"{origin}: stage[{number}].use: unknown {name!r}{_nearest(str(name), stage_names())}")
+    if name not in STAGES:
+        raise BadInput(f"{origin}: stage[{number}].use: unknown {name!r}{_nearest(str(name), STAGES)}")
     try:
-        return stage_class(name)(**fields)
+        return STAGES[name](**fields)
     except ValidationError as error:
-        raise BadInput(f"{origin}: " + _explain(error, f"stage[{number}].{name}.", stage_class(name))) from error
+        raise BadInput(f"{origin}: " + _explain(error, f"stage[{number}].{name}.", STAGES[name])) from error
 
 
 def _explain(error: ValidationError, prefix: str, owner: type[BaseModel]) -> str:
@@ -235,8 +235,7 @@ def _explain(error: ValidationError, prefix: str, owner: type[BaseModel]) -> str
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         for part in first["loc"][:-1]:
-            inner = owner.model_fields[part].annotation
-            owner = next((kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)), owner)
+            owner = nested_table(owner.model_fields[part].annotation) or owner
         known = list(owner.model_fields)
         return f"{prefix}{place}: unknown key{_nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
@@ -245,6 +244,11 @@ def _explain(error: ValidationError, prefix: str, owner: type[BaseModel]) -> str
         allowed = re.findall("'(.*?)'", first["ctx"]["expected"])
         return f"{prefix}{place}: unknown {first['input']!r}{_nearest(str(first['input']), allowed)}"
     return f"{prefix}{place}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+
+
+def nested_table(annotation: Any) -> type[BaseModel] | None:
+    """The class of a table of keys, also where the table may be left out; None for a plain value."""
+    return next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

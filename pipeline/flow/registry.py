@@ -1,14 +1,10 @@
-"""Names of stages -> their classes, imported when asked for, so that the command line starts fast."""
+"""The stages by name."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any
+from runtimes.registry import Registry
 
-ENTRY_POINTS = "pocketbert.methods"
-
-BUILT_IN = {
+STAGES = Registry("pocketbert.methods", {
     "finetune": "pipeline.stages.finetune:Finetune",
     "adopt": "pipeline.stages.adopt:Adopt",
     "prune-vocab": "pipeline.methods.prune.vocab:PruneVocab",
@@ -29,19 +25,5 @@ BUILT_IN = {
     "tune": "pipeline.stages.tune:Tune",
     "bench": "pipeline.stages.bench:Bench",
     "pack": "pipeline.stages.pack:Pack",
-}
-
-
-def stage_names() -> list[str]:
-    return [*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS))]
-
-
-def stage_class(name: str) -> type[Any]:
-    """The :class:`pipeline.flow.stage.Stage` registered under ``name``; KeyError if there is none."""
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        return getattr(import_module(module), attribute)
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name == name:
-            return point.load()
-    raise KeyError(name)
+})
+"""Subclasses of :class:`pipeline.flow.stage.Stage`."""

@@ -19,6 +19,7 @@ Plug-ins register a class of their own under the entry-point group ``pocketbert.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,6 +185,7 @@ class Stage(BaseModel):
             BadInput: with the reason.
         """
 
+    @abstractmethod
     def run(self, context: Context) -> None:
         """Read ``context.inputs``, write ``context.output/<role>``, report into ``context.subjects``.
 
@@ -191,4 +193,3 @@ class Stage(BaseModel):
             BadInput: configuration and input do not fit.
             GateFailed: the result must not ship.
         """
-        raise TypeError(f"{type(self).__name__} has no run")

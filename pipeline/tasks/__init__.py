@@ -9,44 +9,28 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtimes.errors import BadInput
+from runtimes.registry import Registry
 
 if TYPE_CHECKING:
     from pipeline.tasks.base import Data, Task
 
-ENTRY_POINTS = "pocketbert.tasks"
 DEFAULT_KIND = "text-classification"
-BUILT_IN = {
+TASKS = Registry("pocketbert.tasks", {
     "text-classification": "pipeline.tasks.text_classification:TextClassification",
     "text-regression": "pipeline.tasks.text_regression:TextRegression",
     "token-classification": "pipeline.tasks.token_classification:TokenClassification",
     "intent-and-slots": "pipeline.tasks.intent_and_slots:IntentAndSlots",
     "question-answering": "pipeline.tasks.question_answering:QuestionAnswering",
     "sentence-embedding": "pipeline.tasks.sentence_embedding:SentenceEmbedding",
-}
+})
+"""Subclasses of :class:`pipeline.tasks.base.Task`."""
 BUILT_IN_DATA = "builtin:commands"
 DATA_FOLDERS = (".", "data", "../shared/data")
 """Where a relative name of a data folder is looked up, after the recipe's own folder and ``POCKETBERT_DATA``."""
-
-
-def task_names() -> list[str]:
-    return [*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS))]
-
-
-def task_class(kind: str) -> type[Task]:
-    """The class registered under ``kind``; KeyError if there is none."""
-    if kind in BUILT_IN:
-        module, _, attribute = BUILT_IN[kind].partition(":")
-        return getattr(import_module(module), attribute)
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name == kind:
-            return point.load()
-    raise KeyError(kind)
 
 
 def load_data(task: Task, recipe_folder: Path | None) -> Data:

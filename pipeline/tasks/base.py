@@ -12,6 +12,7 @@ Outputs are dictionaries by name: [N, ...] with a row per input, or [T, ...] wit
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,37 +104,37 @@ class Task(BaseModel):
         """2 where an input consists of two texts that a model tells apart."""
         return 1
 
+    @abstractmethod
     def read(self, folder: Path) -> Data:
         """Read and check a data folder.
 
         Raises:
             BadInput: with file and line.
         """
-        raise TypeError(f"{type(self).__name__} has no read")
 
+    @abstractmethod
     def heads(self, data: Data) -> list[dict[str, Any]]:
         """What a model for this task has behind its encoder; see :func:`pipeline.models.config.head_shape`."""
-        raise TypeError(f"{type(self).__name__} has no heads")
 
+    @abstractmethod
     def encode(self, tokenizer: Tokenizer, rows: Sequence[Row], data: Data, pad_id: int) -> EncodedTexts:
         """Rows -> inputs with their targets."""
-        raise TypeError(f"{type(self).__name__} has no encode")
 
     def trainable(self, texts: EncodedTexts) -> EncodedTexts:
         """The inputs of training rows that labels can teach; all of them where each has a target."""
         return texts
 
+    @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The loss against labels, a mean over the batch."""
-        raise TypeError(f"{type(self).__name__} has no loss")
 
+    @abstractmethod
     def soft_loss(self, outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch, temperature: float) -> Tensor:
         """The loss against a teacher's outputs for the same inputs, a mean over the batch."""
-        raise TypeError(f"{type(self).__name__} has no soft_loss")
 
+    @abstractmethod
     def evaluate(self, outputs: Outputs, texts: EncodedTexts, rows: Sequence[Row], data: Data) -> dict[str, float]:
         """The value of every metric from the outputs (NumPy arrays) of ``texts``, which :meth:`encode` made of ``rows``."""
-        raise TypeError(f"{type(self).__name__} has no evaluate")
 
     def floor(self, data: Data) -> dict[str, Any] | None:
         """What a model without a BERT scores: ``{"name", "metrics": {split: {metric: value}}}``; None where there is no cheap one."""

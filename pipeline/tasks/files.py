@@ -293,11 +293,3 @@ def number_of(record: Mapping[str, Any], column: str, place: str) -> float:
     if not math.isfinite(number):
         raise BadInput(f"{place}: {column} must be a finite number, got {value!r}")
     return number
-
-
-def text_row(line: str, paired: bool) -> Row:
-    """A row without labels of one line of text, or of two with a tab between them."""
-    first, separator, second = line.partition("\t")
-    if paired and not (separator and first.strip() and second.strip()):
-        raise BadInput("a line without labels must hold both texts with a tab between them")
-    return {"text": first, "text_pair": second} if paired else {"text": line}

@@ -1,7 +1,7 @@
 """Labelled texts, or pairs of texts: one class each, or several (``multi_label``).
 
-The model is a classifier on the first token (Devlin et al. 2018, arXiv:1810.04805 §4.1). Several labels are as many yes-or-no
-decisions (binary cross-entropy).
+The model is a classifier on the first token (Devlin et al. 2018, arXiv:1810.04805 §4.1), or on the mean of all (``pooling``).
+Several labels are as many yes-or-no decisions (binary cross-entropy).
 
 ``threshold``: an answer whose probability is lower is "none of them". ``"auto"`` chooses it on validation rows: where the folder
 has texts that belong to no class (``out_of_scope`` files), so that the mean of the share of right answers and the share of rejected
@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.tasks.base import Data, Metric, Outputs, Row, Task
-from pipeline.tasks.batches import EncodedTexts, encode
-from pipeline.tasks.files import fingerprint, read_splits, text_of, text_row
-from pipeline.tasks.heads import head_shape
+from pipeline.tasks.base import Data, Metric, Outputs, Row
+from pipeline.tasks.batches import EncodedTexts
+from pipeline.tasks.files import fingerprint, read_splits, text_of
+from pipeline.tasks.text_or_pair import TextOrPair
 from runtimes.errors import BadInput
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ REJECTED_RIGHT = 0.01
 MOST_CLASSES_IN_DETAIL = 20
 
 
-class TextClassification(Task):
+class TextClassification(TextOrPair):
     """One text, or a pair of texts, and its class; or several classes at once."""
 
     kind: ClassVar[str] = "text-classification"
@@ -46,10 +47,6 @@ class TextClassification(Task):
         Metric("matthews", "Matthews"), Metric("log_loss", "log loss", "", False), Metric("calibration_error", "calibration error", "%", False),
     )  # fmt: skip
 
-    text_column: str = "text"
-    """Column of the text."""
-    pair_column: str | None = None
-    """Column of the second text, where rows are pairs."""
     label_column: str = "label"
     """Column of the class, or of the list of classes."""
     multi_label: bool = False
@@ -79,14 +76,6 @@ class TextClassification(Task):
         wanted = self.metric or ("micro_f1" if self.multi_label else "accuracy")
         return next(metric for metric in self.metrics if metric.name == wanted)
 
-    @property
-    def segments(self) -> int:
-        return 1 if self.pair_column is None else 2
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return ("text",) if self.pair_column is None else ("text", "text_pair")
-
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def read(self, folder: Path) -> Data:
@@ -115,9 +104,7 @@ class TextClassification(Task):
         return Data(*splits, {"logits": labels}, fingerprint(splits), (*notes, *counted))
 
     def _row(self, record: dict[str, Any], place: str) -> Row:
-        row = {"text": text_of(record, self.text_column, place), "place": place}
-        if self.pair_column is not None:
-            row["text_pair"] = text_of(record, self.pair_column, place)
+        row = self.texts_row(record, place) | {"place": place}
         if not self.multi_label:
             return row | {"label": _label(text_of(record, self.label_column, place, numbers=True), self.label_column, place)}
         if self.label_column not in record:
@@ -148,12 +135,10 @@ class TextClassification(Task):
     # --- inputs, heads, losses ----------------------------------------------------------------------------------------
 
     def heads(self, data: Data) -> list[dict[str, Any]]:
-        return [head_shape("classifier", ["logits"], "first", len(data.labels["logits"]), pooler=True)]
+        return [self.text_head(len(data.labels["logits"]))]
 
     def encode(self, tokenizer: Tokenizer, rows: Sequence[Row], data: Data, pad_id: int) -> EncodedTexts:
-        texts = [row["text"] for row in rows] if self.pair_column is None else [(row["text"], row["text_pair"]) for row in rows]
-        made = encode(tokenizer, texts, self.max_length, pad_id)
-        return with_targets(made, self.targets(rows, data))
+        return replace(self.encode_texts(tokenizer, rows, pad_id), targets={"labels": self.targets(rows, data)})
 
     def targets(self, rows: Sequence[Row], data: Data) -> np.ndarray:
         """Class of each row, int64 [N]; of several labels float32 [N, C] of 0 and 1. -100, or NaN, where nothing is known."""
@@ -244,16 +229,6 @@ class TextClassification(Task):
 
     def hub_fields(self, data: Data) -> dict[str, Any]:
         return {"problem_type": "multi_label_classification" if self.multi_label else "single_label_classification"}
-
-    def unlabeled_row(self, line: str) -> Row:
-        return text_row(line, self.pair_column is not None)
-
-
-def with_targets(texts: EncodedTexts, labels: np.ndarray) -> EncodedTexts:
-    """``texts`` with one target an input, under the name ``labels``."""
-    from dataclasses import replace
-
-    return replace(texts, targets={"labels": labels})
 
 
 def chosen_threshold(confidence: np.ndarray, right: np.ndarray, in_scope: np.ndarray) -> float:

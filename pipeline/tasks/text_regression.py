@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.tasks.base import Data, Metric, Outputs, Row, Task
-from pipeline.tasks.batches import EncodedTexts, encode
-from pipeline.tasks.files import fingerprint, number_of, read_splits, text_of, text_row
-from pipeline.tasks.heads import head_shape
+from pipeline.tasks.base import Data, Metric, Outputs, Row
+from pipeline.tasks.batches import EncodedTexts
+from pipeline.tasks.files import fingerprint, number_of, read_splits
+from pipeline.tasks.text_or_pair import TextOrPair
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,26 +21,14 @@ if TYPE_CHECKING:
     from pipeline.tasks.batches import Batch
 
 
-class TextRegression(Task):
+class TextRegression(TextOrPair):
     """One text, or a pair of texts, and a number."""
 
     kind: ClassVar[str] = "text-regression"
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("spearman", "Spearman", ""), Metric("pearson", "Pearson", ""))
 
-    text_column: str = "text"
-    """Column of the text."""
-    pair_column: str | None = None
-    """Column of the second text, where rows are pairs."""
     label_column: str = "label"
     """Column of the number."""
-
-    @property
-    def segments(self) -> int:
-        return 1 if self.pair_column is None else 2
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return ("text",) if self.pair_column is None else ("text", "text_pair")
 
     def read(self, folder: Path) -> Data:
         rows, notes = read_splits(folder, self._row)
@@ -48,20 +36,15 @@ class TextRegression(Task):
         return Data(rows["train"], rows["validation"], rows["test"], {}, fingerprint(splits), tuple(notes))
 
     def _row(self, record: dict[str, Any], place: str) -> Row:
-        row = {"text": text_of(record, self.text_column, place)}
-        if self.pair_column is not None:
-            row["text_pair"] = text_of(record, self.pair_column, place)
-        return row | {"value": number_of(record, self.label_column, place)}
+        return self.texts_row(record, place) | {"value": number_of(record, self.label_column, place)}
 
     def heads(self, data: Data) -> list[dict[str, Any]]:
-        return [head_shape("classifier", ["logits"], "first", 1, pooler=True)]
+        return [self.text_head(1)]
 
     def encode(self, tokenizer: Tokenizer, rows: Sequence[Row], data: Data, pad_id: int) -> EncodedTexts:
-        texts = [row["text"] for row in rows] if self.pair_column is None else [(row["text"], row["text_pair"]) for row in rows]
-        made = encode(tokenizer, texts, self.max_length, pad_id)
         values = np.array([row.get("value", np.nan) for row in rows], np.float32)
         spread = float(np.var([row["value"] for row in data.train])) or 1.0
-        return replace(made, targets={"value": values, "scale": np.full(len(rows), 1 / spread, np.float32)})
+        return replace(self.encode_texts(tokenizer, rows, pad_id), targets={"value": values, "scale": np.full(len(rows), 1 / spread, np.float32)})
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean squared error over the variance of the training values: 1 for a model that knows their mean alone."""
@@ -89,9 +72,6 @@ class TextRegression(Task):
 
     def hub_fields(self, data: Data) -> dict[str, Any]:
         return {"problem_type": "regression"}
-
-    def unlabeled_row(self, line: str) -> Row:
-        return text_row(line, self.pair_column is not None)
 
 
 def correlations(given: np.ndarray, wanted: np.ndarray) -> dict[str, float]:

@@ -6,24 +6,22 @@ A package adds a kind with an entry point of the group ``pocketbert.decoders``: 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from runtimes.errors import BadInput
+from runtimes.registry import Registry
 
 if TYPE_CHECKING:
     from runtimes.decode.base import Decoder
 
-ENTRY_POINTS = "pocketbert.decoders"
-
-BUILT_IN = {
+DECODERS = Registry("pocketbert.decoders", {
     "text-classification": "runtimes.decode.text_classification:TextClassification",
     "text-regression": "runtimes.decode.text_regression:TextRegression",
     "token-classification": "runtimes.decode.token_classification:TokenClassification",
     "intent-and-slots": "runtimes.decode.intent_and_slots:IntentAndSlots",
     "question-answering": "runtimes.decode.question_answering:QuestionAnswering",
     "sentence-embedding": "runtimes.decode.sentence_embedding:SentenceEmbedding",
-}
+})
 
 
 def decoder(kind: str) -> type[Decoder]:
@@ -32,16 +30,9 @@ def decoder(kind: str) -> type[Decoder]:
     Raises:
         BadInput: no installed package knows it.
     """
-    if kind in BUILT_IN:
-        module, _, name = BUILT_IN[kind].partition(":")
-        return getattr(import_module(module), name)
-    from importlib.metadata import entry_points  # a tenth of the time that all else here takes to import
-
-    added = entry_points(group=ENTRY_POINTS)
-    for point in added:
-        if point.name == kind:
-            return point.load()
+    if kind in DECODERS:
+        return DECODERS[kind]
     raise BadInput(
-        f"task kind {kind!r}: no decoder for it is installed; there are {', '.join([*BUILT_IN, *sorted(added.names)])}. "
-        f"Install the package that adds it (entry points {ENTRY_POINTS})"
+        f"task kind {kind!r}: no decoder for it is installed; there are {', '.join(DECODERS)}. "
+        f"Install the package that adds it (entry points {DECODERS.group})"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ NOTHING = "(none)"
 """How a line shows that there is no answer."""
 
 
-class Decoder:
+class Decoder(ABC):
     """One kind of task on a device; a subclass gives :meth:`answer` and :meth:`line`.
 
     Here is what most kinds share: a text, or a pair, makes one input, and no output is a decision.
@@ -90,17 +91,17 @@ class Decoder:
         """
         return [encoder.encode(*(example[column] for column in self.columns), offsets=self.needs_offsets)]
 
+    @abstractmethod
     def answer(self, example: Mapping[str, str], encodings: Sequence[Encoding], outputs: Sequence[Outputs]) -> Answer:
         """The answer to an example, from the outputs of each of its inputs.
 
         Raises:
             IntegrityError: outputs that this task cannot read.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def line(self, answer: Answer) -> str:
         """An answer as one line for a terminal, its parts separated by tabs."""
-        raise NotImplementedError
 
     def decisions(self, outputs: Outputs) -> np.ndarray:
         """What was decided in one input, int64 [d]: a class, a tag for each token, a start and an end. Numbers and vectors decide nothing."""

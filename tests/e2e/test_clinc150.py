@@ -32,7 +32,7 @@ def slice_of_clinc150(tmp_path_factory) -> Path:
 def test_clinc150_slice_end_to_end(slice_of_clinc150, tmp_path):
     done = subprocess.run(
         [
-            sys.executable, "-m", "pipeline.cli.main", "run", "clinc150", "--json", "--data", str(slice_of_clinc150),
+            sys.executable, "-m", "pipeline.cli", "run", "clinc150", "--json", "--data", str(slice_of_clinc150),
             "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--set", "finetune.epochs=4",
             "--set", "distill-mobilebert.logits.texts.copies=4", "--set", "distill-mobilebert.logits.epochs=20",
             "--set", "factorize-embeddings.heal.texts.copies=4", "--set", "factorize-embeddings.heal.epochs=3",
@@ -52,8 +52,8 @@ def test_clinc150_slice_end_to_end(slice_of_clinc150, tmp_path):
     assert set(measured) == {"teacher", "ONNX fp32", "TFLite fp32", "ONNX int8", "TFLite int8"}
 
     bundle = tmp_path / "out" / "bundle"
-    verify = subprocess.run([sys.executable, "-m", "pipeline.cli.main", "verify", str(bundle)], capture_output=True, text=True)
+    verify = subprocess.run([sys.executable, "-m", "pipeline.cli", "verify", str(bundle)], capture_output=True, text=True)
     assert verify.returncode == 0, verify.stderr
-    command = [sys.executable, "-m", "pipeline.cli.main", "predict", str(bundle), "how do you say good morning in spanish"]
+    command = [sys.executable, "-m", "pipeline.cli", "predict", str(bundle), "how do you say good morning in spanish"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert answer.stdout.split("\t")[0] == "translate"

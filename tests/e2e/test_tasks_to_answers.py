@@ -15,14 +15,9 @@ from optimum.onnxruntime import (
     ORTModelForTokenClassification,
 )
 
-from pipeline.flow.cache import Cache
-from pipeline.flow.engine import run
-from pipeline.flow.progress import Progress
-from pipeline.flow.recipe import load_recipe
-from pipeline.reports.run_report import write_report
 from runtimes.predictor import Predictor
 from runtimes.verify import verify
-from tests.pipeline.small_tasks import TASKS, task_table, write_data
+from tests.pipeline.small_tasks import TASKS, run_task, write_data
 
 STAGES = """
 [[stage]]
@@ -68,11 +63,7 @@ def bundles(tmp_path_factory, tiny_model):
     def bundle(task: str) -> Path:
         if task not in made:
             place = folder / task.replace(" ", "-")
-            data = write_data(task, place / "data")
-            recipe = place / "recipe.toml"
-            recipe.write_text(f'name = "{task.split()[0]}"\n[model]\nsource = "unset"\n{task_table(task)}{STAGES}')
-            loaded = load_recipe(str(recipe), (), str(tiny_model), str(data))
-            run(loaded, place / "out", Cache(folder / "cache"), Progress(quiet=True), write_report)
+            run_task(task, STAGES, place, tiny_model, folder / "cache")
             made[task] = place / "out" / "bundle"
         return made[task]
 
@@ -156,11 +147,8 @@ def test_a_threshold_is_chosen_by_texts_of_no_class_and_ships(tmp_path, tiny_mod
     for split in ("validation", "test"):
         rows = [{"text": text} for text in ("now now now", "my my in please", "some in now", "please please")]
         (data / f"oos_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = tmp_path / "recipe.toml"
     keys = 'threshold = "auto"\nout_of_scope = "oos"\n'
-    recipe.write_text(f'name = "oos"\n[model]\nsource = "unset"\n{task_table("text-classification")}{keys}{STAGES}')
-    loaded = load_recipe(str(recipe), (), str(tiny_model), str(data))
-    ledger = run(loaded, tmp_path / "out", Cache(tmp_path / "cache"), Progress(quiet=True), write_report)
+    ledger = run_task("text-classification", STAGES, tmp_path, tiny_model, tmp_path / "cache", keys)
     assert ledger.rows == {"train": 60, "validation": 19, "test": 19, "unlabeled": 0}
     assert "out_of_scope_auroc" in ledger.records[0]["subjects"][0]["metrics"]["test"]
     manifest = json.loads((tmp_path / "out" / "bundle" / "bundle.json").read_text())

@@ -6,6 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.flow.cache import Cache
+from pipeline.flow.engine import run
+from pipeline.flow.ledger import Ledger
+from pipeline.flow.progress import Progress
+from pipeline.flow.recipe import load_recipe
+from pipeline.reports.run_report import write_report
 from tests.conftest import ROWS
 
 TEXTS = [(text, label) for label, texts in ROWS.items() for text in texts]
@@ -39,7 +45,7 @@ TASKS = {
     "text-classification with several labels": (
         "multi_label = true\n", [{"text": text, "label": [label, *(["kitchen"] if "kitchen" in text else [])]} for text, label in TEXTS],
     ),
-    "text-regression": ("", [{"text": text, "label": len(text.split())} for text, _ in TEXTS]),
+    "text-regression": ('pooling = "mean"\n', [{"text": text, "label": len(text.split())} for text, _ in TEXTS]),
     "token-classification": ("", [tags(text) for text, _ in TEXTS]),
     "intent-and-slots": ("", [{"label": label} | tags(text) for text, label in TEXTS]),
     "question-answering": ("stride = 2\n", None),
@@ -58,6 +64,21 @@ def write_data(name: str, folder: Path, copies: int = 4) -> Path:
         else:
             (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * count))
     return folder
+
+
+def run_task(name: str, stages: str, place: Path, model: Path, cache: Path, further: str = "") -> Ledger:
+    """Run a recipe of the task ``name`` on ``place/data``, which is written if it is not there; the bundle is ``place/out/bundle``.
+
+    Args:
+        further: keys of the [task] table.
+    """
+    data = place / "data"
+    if not data.is_dir():
+        write_data(name, data)
+    recipe = place / "recipe.toml"
+    recipe.write_text(f'name = "{name.split()[0]}"\n[model]\nsource = "unset"\n{task_table(name)}{further}{stages}')
+    loaded = load_recipe(str(recipe), (), str(model), str(data))
+    return run(loaded, place / "out", Cache(cache), Progress(quiet=True), write_report)
 
 
 def task_table(name: str) -> str:

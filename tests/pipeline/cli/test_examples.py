@@ -10,17 +10,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.examples import example_of_arguments, example_of_line, lines_of, read_examples
-from pipeline.flow.cache import Cache
-from pipeline.flow.engine import run
-from pipeline.flow.progress import Progress
-from pipeline.flow.recipe import load_recipe
-from pipeline.reports.run_report import write_report
 from runtimes.backends import load_model
 from runtimes.bundle import open_bundle
 from runtimes.errors import BadInput
 from runtimes.text import TextEncoder
 from tests.pipeline.cli.test_main import pocketbert, refused
-from tests.pipeline.small_tasks import TASKS, task_table, write_data
+from tests.pipeline.small_tasks import TASKS, run_task
 
 STAGES = """
 [[stage]]
@@ -47,12 +42,8 @@ def made(tmp_path_factory, tiny_model):
     def make(task: str) -> tuple[Path, Path]:
         if task not in known:
             place = folder / task.replace(" ", "-")
-            data = write_data(task, place / "data")
-            recipe = place / "recipe.toml"
-            recipe.write_text(f'name = "{task.split()[0]}"\n[model]\nsource = "unset"\n{task_table(task)}{STAGES}')
-            loaded = load_recipe(str(recipe), (), str(tiny_model), str(data))
-            run(loaded, place / "out", Cache(folder / "cache"), Progress(quiet=True), write_report)
-            known[task] = place / "out" / "bundle", data
+            run_task(task, STAGES, place, tiny_model, folder / "cache")
+            known[task] = place / "out" / "bundle", place / "data"
         return known[task]
 
     return make

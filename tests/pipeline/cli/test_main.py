@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-POCKETBERT = [sys.executable, "-m", "pipeline.cli.main"]
+POCKETBERT = [sys.executable, "-m", "pipeline.cli"]
 
 
 def pocketbert(*arguments: str, **options) -> subprocess.CompletedProcess:

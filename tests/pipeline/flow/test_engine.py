@@ -21,6 +21,7 @@ from pipeline.flow.recipe import load_recipe
 from pipeline.reports.results import result_rows
 from pipeline.reports.run_report import write_report
 from runtimes.errors import BadInput, GateFailed
+from tests.conftest import RECIPE_HEAD
 
 STAGES = ["finetune", "prune-vocab", "distill-mobilebert", "factorize-embeddings", "export", "quantize", "bench", "pack"]
 
@@ -212,13 +213,8 @@ def test_a_stage_reads_and_writes_other_roles(go, tiny_run, tmp_path):
     """A student of a student: the first one teaches under the name assistant."""
     text = (tmp_path / "chain.toml")
     text.write_text(
-        """
-        name = "chain"
-        [model]
-        source = "unset"
-        [task]
-        data = "unset"
-        max_length = 16
+        RECIPE_HEAD
+        + """
         [[stage]]
         use = "finetune"
         epochs = 2

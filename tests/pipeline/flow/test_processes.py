@@ -15,7 +15,7 @@ from pipeline.flow.cache import Cache
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.inference import predict
 from pipeline.tasks.batches import encode
-from tests.conftest import ROWS
+from tests.conftest import RECIPE_HEAD, ROWS
 
 STAGES = {
     "prune-heads": "fraction = 0.5\nheal = { epochs = 2, batch_size = 8 }\n",
@@ -39,8 +39,7 @@ def test_two_processes_train_the_same_model_within_tolerance(stage, tiny_model, 
     (model / "config.json").write_text(json.dumps(config))
     recipe = tmp_path / "two.toml"
     finetune = 'use = "finetune"\nepochs = 3\nbatch_size = 8\nlearning_rate = 1e-3\nprecision = "fp32"'
-    head = 'name = "two"\n[model]\nsource = "unset"\n[task]\ndata = "unset"\nmax_length = 16'
-    recipe.write_text(f'{head}\n[[stage]]\n{finetune}\n[[stage]]\nuse = "{stage}"\n{STAGES[stage]}')
+    recipe.write_text(f'name = "two"\n{RECIPE_HEAD}[[stage]]\n{finetune}\n[[stage]]\nuse = "{stage}"\n{STAGES[stage]}')
     launchers = {
         "one": [sys.executable, "-m"],
         "two": [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,11 +10,12 @@ from pipeline.learning import training
 from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.inference import predict
-from pipeline.tasks.batches import encode, shuffled_rows
+from pipeline.tasks.batches import shuffled_rows
 from pipeline.tasks.heads import head_shape
-from pipeline.tasks.text_classification import TextClassification, with_targets
+from pipeline.tasks.text_classification import TextClassification
 from runtimes.errors import GateFailed
 from tests.conftest import ROWS
+from tests.pipeline.labelled import encode
 
 LABELS = sorted(ROWS)
 
@@ -34,7 +34,7 @@ def job(tiny_model, tmp_path):
         torch.manual_seed(0)
         checkpoint = Checkpoint.load(tiny_model, [head_shape("classifier", ["logits"], "first", len(LABELS), pooler=True)], LABELS)
         pairs = [(text, LABELS.index(label)) for label, texts in ROWS.items() for text in texts] * 4
-        texts = with_targets(encode(checkpoint.tokenizer, [t for t, _ in pairs], 16, 0), np.asarray([i for _, i in pairs]))
+        texts = encode(checkpoint.tokenizer, [t for t, _ in pairs], [i for _, i in pairs], 16, 0)
         plan = TrainingPlan(**{"epochs": 5, "batch_size": 8, "learning_rate": 3e-3, "seed": 0} | changes)
         return TrainingJob(checkpoint.model, texts, loss, plan, tmp_path / "checkpoint", Progress(quiet=True), "test")
 

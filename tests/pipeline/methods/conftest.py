@@ -18,14 +18,11 @@ from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.reports.run_report import write_report
+from tests.conftest import RECIPE_HEAD
 
-RECIPE = """
+RECIPE = f"""
 name = "methods"
-[model]
-source = "unset"
-[task]
-data = "unset"
-max_length = 16
+{RECIPE_HEAD}
 [[stage]]
 use = "finetune"
 epochs = 12

@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.flow.cache import Cache
-from pipeline.flow.engine import run
-from pipeline.flow.progress import Progress
-from pipeline.flow.recipe import load_recipe
-from pipeline.flow.registry import BUILT_IN
-from tests.pipeline.small_tasks import TASKS, task_table, write_data
+from pipeline.flow import registry
+from tests.pipeline.small_tasks import TASKS, run_task, write_data
 
 HEAL = "heal = { epochs = 1, batch_size = 8 }\n"
 TRANSFER = "transfer = { epochs = 1, batch_size = 8 }\n"
@@ -37,25 +33,22 @@ PLUMBING = {"finetune", "adopt", "export", "quantize", "tune", "bench", "pack"}
 
 
 def test_all_stages_are_here():
-    assert set(STAGES) | PLUMBING == set(BUILT_IN)
+    assert set(STAGES) | PLUMBING == set(registry.STAGES.built_in)
 
 
 @pytest.fixture(scope="module")
 def go(tmp_path_factory, tiny_model):
     """Run a stage behind a fine-tuning that is done once a task."""
     folder: Path = tmp_path_factory.mktemp("all-tasks")
-    cache = Cache(folder / "cache")
 
     def start(task: str, stage: str, lines: str, unlabeled: str = ""):
-        data = folder / task.replace(" ", "-")
-        if not data.is_dir():
-            write_data(task, data)
-            (data / "more.txt").write_text("play the music now\nlamp off please\n")
-        recipe = folder / "recipe.toml"
+        place = folder / task.replace(" ", "-")
+        if not place.is_dir():
+            write_data(task, place / "data")
+            (place / "data" / "more.txt").write_text("play the music now\nlamp off please\n")
         finetune = '[[stage]]\nuse = "finetune"\nepochs = 2\nbatch_size = 8\nlearning_rate = 1e-3\n'
-        recipe.write_text(f'[model]\nsource = "unset"\n{task_table(task)}{unlabeled}{finetune}[[stage]]\nuse = "{stage}"\n{lines}')
-        loaded = load_recipe(str(recipe), (), str(tiny_model), str(data))
-        return loaded.task, run(loaded, folder / "out", cache, Progress(quiet=True), lambda *_: None)
+        stages = f'{finetune}[[stage]]\nuse = "{stage}"\n{lines}'
+        return run_task(task, stages, place, tiny_model, folder / "cache", unlabeled)
 
     return start
 
@@ -63,7 +56,8 @@ def go(tmp_path_factory, tiny_model):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_on_a_task(go, stage, task):
-    kind, ledger = go(task, stage, STAGES[stage])
+    ledger = go(task, stage, STAGES[stage])
+    kind = ledger.recipe.task
     before, after = ledger.records[0]["subjects"][0], ledger.records[-1]["subjects"][-1]
     assert after["unique_params"] < before["unique_params"] or stage in ("prune-magnitude", "prune-proximal", "factorize-flop")
     for split in ("validation", "test"):
@@ -72,5 +66,5 @@ def test_a_stage_runs_on_a_task(go, stage, task):
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task not in ("text-classification of pairs", "question-answering")])
 def test_texts_without_labels_are_learned_from(go, task):
-    _, ledger = go(task, "prune-heads", HEAL, 'unlabeled = "more.txt"\n')
+    ledger = go(task, "prune-heads", HEAL, 'unlabeled = "more.txt"\n')
     assert ledger.rows["unlabeled"] == 2

@@ -19,7 +19,7 @@ from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.surgery import keep_heads
 from pipeline.tasks.batches import EncodedTexts
 from runtimes.errors import BadInput, GateFailed
-from tests.conftest import ROWS
+from tests.conftest import RECIPE_HEAD, ROWS
 from tests.exporters.encoders import LABELS, encoder, texts
 from tests.pipeline.labelled import TASK, encode, from_id_lists, predict_logits
 
@@ -242,7 +242,7 @@ def test_a_source_whose_layers_share_their_weights_is_refused_with_a_message(use
     recipe = tmp_path / "recipe.toml"
     select = 'select = "gain"' if use == "prune-gates" else ""
     stages = f'[[stage]]\nuse = "finetune"\nepochs = 0.1\n[[stage]]\nuse = "{use}"\nheal.epochs = 0\n{select}'
-    recipe.write_text(f'name = "albert"\n[model]\nsource = "unset"\n[task]\ndata = "unset"\nmax_length = 16\n{stages}')
+    recipe.write_text(f'name = "albert"\n{RECIPE_HEAD}{stages}')
     with pytest.raises(BadInput, match="share"):
         made = load_recipe(str(recipe), model=str(tmp_path / "albert"), data=str(tiny_data))
         run(made, tmp_path / "out", Cache(tmp_path / "cache"), Progress(quiet=True), lambda *_: None)

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.flow.cache import Cache
 from pipeline.flow.recipe import load_recipe
-from pipeline.flow.registry import stage_class
+from pipeline.flow.registry import STAGES
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import count_unique_parameters
 from pipeline.reports.catalogue import describe_stage
@@ -144,7 +144,7 @@ def test_a_new_student_has_none_of_the_old_ones_traits(recipe_head, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_catalogue_tells_paper_equations_effect_and_every_default(name):
-    shown = describe_stage(stage_class(name))
+    shown = describe_stage(STAGES[name])
     assert all(len(shown[key]) > 20 for key in ("summary", "paper", "equations", "effect"))
     assert not [option["name"] for option in shown["options"] if not option["help"]], "options without a word"
 

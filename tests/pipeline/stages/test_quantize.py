@@ -43,7 +43,7 @@ from runtimes.errors import BadInput, GateFailed, IntegrityError
 from runtimes.predictor import Predictor
 from runtimes.text import Encoding
 from runtimes.verify import verify
-from tests.conftest import WORDS
+from tests.conftest import RECIPE_HEAD, WORDS
 from tests.exporters.small_models import LONGEST, break_ffn, one_thread, small_encoder  # noqa: F401 - a fixture
 
 LABELS = ["first", "second", "third"]
@@ -51,13 +51,9 @@ ROWS = {"train": 60, "validation": 100, "test": 10}
 DROP = 12
 """Points: the broken model loses more than 30 of them, the others in 8 bits less than 6."""
 BUCKETS = [8, LONGEST]
-RECIPE = """
+RECIPE = f"""
 name = "quantized"
-[model]
-source = "unset"
-[task]
-data = "unset"
-max_length = 16
+{RECIPE_HEAD}
 [[stage]]
 use = "finetune"
 [[stage]]

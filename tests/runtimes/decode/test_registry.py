@@ -10,12 +10,12 @@ from importlib.metadata import EntryPoints
 import pytest
 
 from runtimes import decode
-from runtimes.decode import BUILT_IN, decoder
+from runtimes.decode import DECODERS, decoder
 from runtimes.decode.base import Decoder
 from runtimes.errors import BadInput
 
 
-@pytest.mark.parametrize("kind", BUILT_IN)
+@pytest.mark.parametrize("kind", DECODERS.built_in)
 def test_a_kind_names_its_class(kind):
     found = decoder(kind)
     assert issubclass(found, Decoder) and found.kind == kind
@@ -67,7 +67,7 @@ print(sorted(kinds & set(sys.modules)))
 
 def test_importing_stays_cheap():
     """No decoder, no runtime and no package metadata before one is asked for; then only that one."""
-    kinds = [place.partition(":")[0] for place in BUILT_IN.values()]
+    kinds = [place.partition(":")[0] for place in DECODERS.built_in.values()]
     # Without site: files that editable installs leave there import package metadata themselves.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-S", "-c", IMPORTS, *kinds], capture_output=True, text=True, check=True, env=environment)
