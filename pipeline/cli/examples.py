@@ -12,8 +12,6 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shutil import copyfile
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.console import quieten_libraries
@@ -140,12 +138,9 @@ def _read_table(decoder: Decoder, path: Path) -> list[Example]:
 
 
 def _read_as_task(bundle: Bundle, path: Path) -> tuple[Task, Data]:
-    """The task of the bundle's recipe, and the rows of the file as its test rows, with the classes of the bundle.
-
-    A task reads folders, so the file is put into one as every split.
-    """
+    """The task of the bundle's recipe, and the rows of the file as its test rows, with the classes of the bundle."""
     quieten_libraries()
-    from pipeline.tasks import TASKS
+    from pipeline.tasks import TASKS, read_file
 
     kind, lock = bundle.task["kind"], bundle.folder / LOCK
     try:
@@ -153,17 +148,7 @@ def _read_as_task(bundle: Bundle, path: Path) -> tuple[Task, Data]:
         task = TASKS[kind](data=str(path), **{key: value for key, value in table.items() if key not in OF_TRAINING})
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{lock}: the task cannot be read from it: {error}") from error
-    with TemporaryDirectory(prefix="pocketbert-") as name:
-        folder = Path(name)
-        for split in ("train", "validation", "test"):
-            copyfile(path, folder / f"{split}{path.suffix}")
-        try:
-            data = task.read(folder)
-        except BadInput as error:
-            told = str(error)
-            for split in ("train", "validation", "test"):
-                told = told.replace(str(folder / f"{split}{path.suffix}"), str(path))
-            raise BadInput(told.replace(name, str(path))) from error
+    data = read_file(task, path)
     return task, replace(data, labels={output: list(names) for output, names in bundle.labels.items()})
 
 

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from pipeline.cli import checkpoints, devices
 from pipeline.cli.console import AsJson, guarded, json_line, print_json, quieten_libraries
-from pipeline.cli.devices import register
+from pipeline.cli.running import run_and_show
 from runtimes.errors import BadInput
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -49,29 +50,7 @@ def run(
 ) -> None:
     """Run a recipe: from a pretrained model to a verified bundle, with a table of what every stage cost and bought."""
     quieten_libraries()
-    from pipeline.flow import processes
-    from pipeline.flow.cache import Cache
-    from pipeline.flow.engine import run as run_recipe
-    from pipeline.flow.progress import Progress
-    from pipeline.flow.recipe import load_recipe
-    from pipeline.reports.run_report import write_report
-    from pipeline.reports.run_table import print_table
-
-    loaded = load_recipe(recipe, overrides or [], model, data)
-    folder = Path(recipe).parent if Path(recipe).is_file() else None
-    target = out or Path("out") / loaded.name
-    ledger = run_recipe(loaded, target, Cache(cache), Progress(quiet), write_report, folder)
-    if processes.rank() > 0:
-        return
-    if as_json:
-        print_json(ledger.as_dict())
-        return
-    print_table(ledger.as_dict())
-    print(f"\nreport  {target / 'report.html'}")
-    if (target / "bundle").is_dir() and ledger.outcome == "published":
-        print(f"bundle  {target / 'bundle'}")
-        first, *others = (f'"your {column.replace("_", " ")}"' for column in loaded.task.columns)
-        print(f"try     pocketbert predict {target / 'bundle'} {first}" + "".join(f" --pair {other}" for other in others))
+    run_and_show(recipe, out, overrides or [], model, data, cache, as_json, quiet)
 
 
 @app.command()
@@ -249,7 +228,8 @@ def cache_clear(cache: CacheFolder = None) -> None:
     print(f"{Cache(cache).clear() / 1e6:.1f} MB freed")
 
 
-register(app)
+checkpoints.register(app)
+devices.register(app)
 
 if __name__ == "__main__":
     app()

@@ -22,11 +22,11 @@ from pipeline.flow.code import code_digest
 from pipeline.flow.ledger import Ledger
 from pipeline.flow.progress import Progress, clock
 from pipeline.flow.recipe import Recipe, check_order, lock_text
+from pipeline.flow.source_data import load_data
 from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Context, Stage
 from pipeline.models.config import EncoderConfig
 from pipeline.models.hub import config_fields, read_config
 from pipeline.models.source import find_source, source_sha256
-from pipeline.tasks import load_data
 from pipeline.tasks.base import SPLITS
 from runtimes.bundle import MANIFEST, REPORT, write_sums
 from runtimes.errors import BadInput, PocketbertError
@@ -67,7 +67,7 @@ class _Run:
         _check_writable(self.out)
         recipe, progress = self.recipe, self.progress
         source = find_source(recipe.model.source, recipe_folder)
-        self.data = load_data(recipe.task, recipe_folder)
+        self.data = load_data(recipe, source, recipe_folder)
         check_order(recipe.stages, recipe.name, structure_traits(source))
         for note in self.data.notes:
             progress.say(note)
@@ -102,6 +102,8 @@ class _Run:
     def _floor(self) -> dict[str, Any] | None:
         """What a model without a BERT scores; kept beside the cache's shared work, since it costs seconds."""
         task = self.recipe.task
+        if not task.needs_labels:
+            return None
         code = code_digest(type(task).__module__)
         key = digest(["floor", task.kind, task.model_dump(exclude={"data"}), self.data.fingerprint, code, library_versions()])
         with self.cache.lock(key):

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.flow.cache import digest, library_versions
 from pipeline.flow.recipe import Recipe, lock_text
 from pipeline.flow.stage import Stage
-from pipeline.tasks.base import better
+from pipeline.tasks.base import FIDELITY, better
 from runtimes.errors import GateFailed
 
 FORMAT = 2
@@ -75,7 +75,7 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         task = self.recipe.task
-        metrics = [metric._asdict() for metric in (task.primary, *(m for m in task.metrics if m != task.primary))]
+        metrics = [metric._asdict() for metric in (task.primary, *(m for m in (*task.metrics, *FIDELITY) if m != task.primary))]
         return {
             "format": FORMAT, "name": self.recipe.name, "outcome": self.outcome, "seed": self.recipe.seed, "rows": self.rows,
             "task": {"kind": task.kind, "metrics": metrics}, "floor": self.floor, "libraries": library_versions(),

@@ -100,9 +100,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
         raise BadInput(f"{origin}: " + _explain(error, "", Recipe)) from error
     recipe.task = task = _make_task(origin, recipe.task)
     recipe.stages = [_make_stage(origin, number, table) for number, table in enumerate(stage_tables, start=1)]
+    if not any("baseline" in stage.gives for stage in recipe.stages):
+        recipe.stages.insert(0, STAGES["adopt"]())  # what the source is, it is compared with
     check_order(recipe.stages, origin)
     for stage in recipe.stages:
         stage.check_task(task)
+        if stage.trains and not task.needs_labels:
+            raise BadInput(f"{origin}: {stage.use} trains a model, and task.metric = {task.metric!r} judges none; name a metric that needs labels")
     return recipe
 
 
@@ -150,9 +154,9 @@ def lock_text(recipe: Recipe) -> str:
     lines = [f"name = {_toml(recipe.name)}", f"seed = {recipe.seed}"]
     for section in SECTIONS:
         first = {"kind": recipe.task.kind} if section == "task" else {}
-        lines += ["", f"[{section}]", *_toml_pairs(first | getattr(recipe, section).model_dump())]
+        lines += ["", f"[{section}]", *toml_pairs(first | getattr(recipe, section).model_dump())]
     for stage in recipe.stages:
-        lines += ["", "[[stage]]", f"use = {_toml(stage.use)}", *_toml_pairs(stage.model_dump())]
+        lines += ["", "[[stage]]", f"use = {_toml(stage.use)}", *toml_pairs(stage.model_dump())]
     return "\n".join(lines) + "\n"
 
 
@@ -274,9 +278,10 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(_toml_pairs(value)) + " }" if value else "{}"
+        return "{ " + ", ".join(toml_pairs(value)) + " }" if value else "{}"
     return repr(value)
 
 
-def _toml_pairs(fields: dict[str, Any]) -> list[str]:
+def toml_pairs(fields: dict[str, Any]) -> list[str]:
+    """``key = value`` of each that is not None."""
     return [f"{key} = {_toml(value)}" for key, value in fields.items() if value is not None]

@@ -81,6 +81,7 @@ class Context:
         work: a folder that outlives a kill, for checkpoints of this stage.
         history: ledger records of the stages before, for stages that report.
         aliases: roles whose artifact is the subfolder of another role.
+        expected: what the model gives in PyTorch for each of some inputs, by their fingerprint; kept because every file is compared with them.
         measurements: latency and memory, for the ledger.
     """
 
@@ -100,6 +101,7 @@ class Context:
     notes: list[str] = field(default_factory=list)
     measurements: list[dict[str, Any]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
+    expected: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def folder(self, role: str) -> Path:
         """The artifact folder of an input role."""

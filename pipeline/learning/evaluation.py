@@ -6,14 +6,16 @@ from pipeline.flow.stage import Context, Subject
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import Encoder, count_unique_parameters
 from pipeline.models.inference import predict
-from pipeline.tasks.base import better
+from pipeline.tasks.base import AGREEMENT, DIVERGENCE, better
 from pipeline.tasks.batches import EncodedTexts
 
 REPORTED = ("validation", "test")
 
 
 def evaluate(context: Context, model: Encoder, texts: EncodedTexts, split: str) -> dict[str, float]:
-    """Every metric of the task; ``texts`` are inputs of rows of ``split``, all of them or some."""
+    """Every metric of the task; ``texts`` are inputs of rows of ``split``, all of them or some. Without labels, a model agrees with itself."""
+    if not context.task.needs_labels:
+        return {AGREEMENT.name: 100.0, DIVERGENCE.name: 0.0} if context.task.decides else {DIVERGENCE.name: 0.0}
     outputs = {name: value.numpy() for name, value in predict(model, texts).items()}
     found = context.task.evaluate(outputs, texts, context.data.split(split), context.data)
     return {name: round(value, 3) for name, value in found.items()}

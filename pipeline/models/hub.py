@@ -154,7 +154,7 @@ def load_encoder(folder: Path, heads: list[dict[str, Any]] | None = None, labels
     own = _own_heads(raw)
     wanted = (own or None) if heads is None else heads
     names = dict(enumerate(labels)) if labels is not None else {int(k): v for k, v in raw.get("id2label", {}).items()}
-    same_classes = labels is None or list(names.values()) == [v for _, v in sorted(_id2label(raw).items())]
+    same_classes = labels is None or list(names.values()) == class_names(raw)
     if raw["model_type"] == EncoderConfig.model_type:
         for key in ("id2label", "label2id", "num_labels", "heads"):
             raw.pop(key, None)
@@ -178,7 +178,7 @@ def _own_heads(raw: dict[str, Any]) -> list[dict[str, Any]]:
     architecture = (raw.get("architectures") or [""])[0]
     for end, (name, tokens) in HEADS.items():
         if architecture.endswith(end):
-            size = 2 if name == "span" else len(_id2label(raw)) or raw.get("num_labels", 2)
+            size = 2 if name == "span" else len(class_names(raw))
             outputs = ["start_logits", "end_logits"] if name == "span" else ["logits"]
             return [head_shape(name, outputs, tokens, size, pooler=tokens == "first")]
     return []
@@ -309,8 +309,10 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise BadInput(f"model {path}: not a safetensors file: {error}") from error
 
 
-def _id2label(raw: dict[str, Any]) -> dict[int, str]:
-    return {int(k): v for k, v in (raw.get("id2label") or {}).items()}
+def class_names(raw: dict[str, Any]) -> list[str]:
+    """Names of the classes of the checkpoint's head, in its order; transformers leaves those out that it made up itself."""
+    named = {int(number): name for number, name in (raw.get("id2label") or {}).items()}
+    return [name for _, name in sorted(named.items())] or [f"LABEL_{number}" for number in range(raw.get("num_labels") or 2)]
 
 
 def _label_fields(names: dict[int, str]) -> dict[str, Any]:

@@ -5,16 +5,18 @@ What this file does not do: time anything (``bench``, ``tune``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
 from pipeline.flow.stage import Context
 from pipeline.learning.evaluation import REPORTED
-from pipeline.tasks.base import better
-from pipeline.tasks.batches import EncodedTexts
+from pipeline.models.inference import EVALUATION_BATCH, predict
+from pipeline.tasks.base import AGREEMENT, DIVERGENCE, Data, Task, better
+from pipeline.tasks.batches import EncodedTexts, in_order
 from runtimes.backends import load_model, per_token
 from runtimes.decode import decoder
 from runtimes.decode.base import Decoder
@@ -52,9 +54,49 @@ def joined(outputs: FileOutputs) -> dict[str, np.ndarray]:
 
 
 def evaluate_outputs(context: Context, outputs: FileOutputs, texts: EncodedTexts, split: str) -> dict[str, float]:
-    """Every metric of the task."""
-    found = context.task.evaluate(joined(outputs), texts, context.data.split(split), context.data)
-    return {name: round(value, 3) for name, value in found.items()}
+    """Every metric of the task that there are labels for, and how near the file comes to the model."""
+    task = context.task
+    found = task.evaluate(joined(outputs), texts, context.data.split(split), context.data) if task.needs_labels else {}
+    return {name: round(value, 3) for name, value in found.items()} | fidelity(task, context.data, outputs, model_outputs(context, texts), texts)
+
+
+def fidelity(task: Task, data: Data, outputs: FileOutputs, expected: FileOutputs, texts: EncodedTexts) -> dict[str, float]:
+    """Agreement in per cent, for tasks that decide, and divergence: see :data:`pipeline.tasks.base.FIDELITY`."""
+    found = {}
+    if task.decides:
+        decide = decoder(task.kind)(task.options(data), data.labels).decisions
+        same = [decide(given) == decide(wanted) for given, wanted in zip(outputs, expected, strict=True)]
+        found[AGREEMENT.name] = round(100 * float(np.concatenate(same).mean()), 3)
+    if set(outputs[0]) >= set(expected[0]):  # a file that gives probabilities has other names for them
+        found[DIVERGENCE.name] = round(divergence(task, outputs, expected, texts), 6)
+    return found
+
+
+def model_outputs(context: Context, texts: EncodedTexts) -> FileOutputs:
+    """What the model gives in PyTorch for each input; computed once, since every file is compared with it."""
+    key = texts.fingerprint
+    if key not in context.expected:
+        model = context.load("model").model
+        context.expected[key] = apart({name: v.numpy() for name, v in predict(model, texts).items()}, model.config.per_token_outputs, texts)
+    return context.expected[key]
+
+
+def apart(outputs: Mapping[str, np.ndarray], per_token_names: Collection[str], texts: EncodedTexts) -> FileOutputs:
+    """The reverse of :func:`joined`: the outputs of each input."""
+    places = [(i, slice(*texts.offsets[i : i + 2])) for i in range(len(texts))]
+    return [{name: values[own if name in per_token_names else i] for name, values in outputs.items()} for i, own in places]
+
+
+@torch.no_grad()
+def divergence(task: Task, outputs: FileOutputs, expected: FileOutputs, texts: EncodedTexts) -> float:
+    """Mean over inputs of the task's soft-target loss, less the least that it can be."""
+    total = 0.0
+    for batch in in_order(texts, EVALUATION_BATCH):
+        given, wanted = (
+            {name: torch.from_numpy(values).float() for name, values in joined([one[i] for i in batch.rows]).items()} for one in (outputs, expected)
+        )
+        total += float(task.soft_loss(given, wanted, batch, 1.0) - task.soft_loss(wanted, wanted, batch, 1.0)) * len(batch.rows)
+    return total / len(texts)
 
 
 def file_score(context: Context, path: Path, texts: EncodedTexts, split: str, session: SessionOptions | None = None) -> float:

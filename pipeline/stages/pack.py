@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
-from tokenizers import Tokenizer
 
 from pipeline.flow.cache import digest, library_versions
 from pipeline.flow.ledger import GATE_SPLIT
 from pipeline.flow.stage import Context, Stage
+from pipeline.models.checkpoint import TOKENIZER
 from pipeline.models.config import EncoderConfig
 from pipeline.models.hub import hub_config
+from pipeline.models.vocabulary_texts import vocabulary_texts
 from pipeline.stages.export import DESCRIPTION
 from pipeline.stages.file_evaluation import encode_for_files, encodings, file_outputs, joined
 from pipeline.stages.quantize import QUANTIZATION
@@ -97,23 +96,7 @@ class Pack(Stage):
         rows = context.data.split(GATE_SPLIT)
         if self.examples == "validation":
             return [context.task.example(row) for row in rows[:MOST_EXAMPLES]]
-        return generated_examples(folder / "tokenizer" / "tokenizer.json", context.task.columns, context.seed)
-
-
-def generated_examples(tokenizer_file: Path, columns: Sequence[str], seed: int) -> list[dict[str, str]]:
-    """Random whole words of the vocabulary, a few to many in each column."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    words = sorted(word for word in map(_whole_word, tokenizer.get_vocab()) if word)
-    generator = np.random.default_rng(seed)
-    lengths = [3, 6, 12, 24, 48] * (GENERATED // 5)
-    return [{column: " ".join(generator.choice(words, size)) for column in columns} for size in lengths]
-
-
-def _whole_word(token: str) -> str | None:
-    """The letters of a token that begins a word; None for pieces, signs and special tokens."""
-    for mark in ("\u0120", "\u2581"):  # how byte-level and unigram vocabularies mark the beginning of a word
-        token = token.removeprefix(mark)
-    return token if token.isalpha() and len(token) > 1 else None
+        return vocabulary_texts((folder / "tokenizer" / TOKENIZER).read_text(encoding="utf-8"), context.task.columns, context.seed, GENERATED)
 
 
 def _quantized_files(context: Context) -> dict[str, Any]:

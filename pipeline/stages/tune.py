@@ -52,7 +52,7 @@ class Tune(Stage):
     """Measure option sets of the runtime for each file, and keep the default unless another is clearly faster."""
 
     use: ClassVar[str] = "tune"
-    needs: ClassVar[tuple[str, ...]] = ("exported",)
+    needs: ClassVar[tuple[str, ...]] = ("model", "exported")
     uses: ClassVar[tuple[str, ...]] = ("quantized",)
     gives: ClassVar[tuple[str, ...]] = ("tuned",)
     effect: ClassVar[str] = "Faster where this machine runs a file better with other options than the runtime's own."
@@ -71,7 +71,7 @@ class Tune(Stage):
     def run(self, context: Context) -> None:
         files = {
             path.relative_to(context.folder(role)).as_posix(): path
-            for role in (*self.needs, *self.uses)
+            for role in ("exported", *self.uses)
             if role in context.inputs
             for pattern in ("onnx/*.onnx", "tflite/*.tflite")
             for path in sorted(context.folder(role).glob(pattern))

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from pipeline.tasks.base import SPLITS
 from runtimes.errors import BadInput
 from runtimes.registry import Registry
 
@@ -47,11 +50,39 @@ def load_data(task: Task, recipe_folder: Path | None) -> Data:
         if task.kind != DEFAULT_KIND:
             raise BadInput(f"task.data: {BUILT_IN_DATA} holds data for {DEFAULT_KIND}, not for {task.kind}")
         return task.make(command_rows(), BUILT_IN_DATA)
+    place = find_data(task, recipe_folder)
+    if place.is_file():
+        return with_unlabeled(task, with_fewer_rows(task, read_file(task, place)), place.parent)
+    return with_unlabeled(task, with_fewer_rows(task, task.read(place)), place)
+
+
+def find_data(task: Task, recipe_folder: Path | None) -> Path:
+    """The folder, or file, that ``task.data`` names; BadInput if there is none."""
     tried = list(search(task.data, recipe_folder))
-    for folder in tried:
-        if folder.is_dir():
-            return with_unlabeled(task, with_fewer_rows(task, task.read(folder)), folder)
-    raise BadInput(f"task.data: no folder {task.data!r}; looked for {', '.join(map(str, tried))}. --data names another")
+    for place in tried:
+        if place.exists():
+            return place
+    raise BadInput(f"task.data: no folder or file {task.data!r}; looked for {', '.join(map(str, tried))}. --data names another")
+
+
+def read_file(task: Task, path: Path) -> Data:
+    """The rows of one file as those of every split. A task reads folders, so the file is put into one.
+
+    Raises:
+        BadInput: with the file's own name and line.
+    """
+    with TemporaryDirectory(prefix="pocketbert-") as name:
+        copies = [Path(name) / f"{split}{path.suffix}" for split in SPLITS]
+        for copy in copies:
+            shutil.copyfile(path, copy)
+        try:
+            data = task.read(Path(name))
+        except BadInput as error:
+            told = str(error)
+            for copy in (*copies, name):
+                told = told.replace(str(copy), str(path))
+            raise BadInput(told) from error
+    return replace(data, notes=(*data.notes, f"{path.name} serves for every split: choices and final figures are of the same rows"))
 
 
 def with_fewer_rows(task: Task, data: Data) -> Data:

@@ -43,6 +43,14 @@ class Metric(NamedTuple):
     higher_is_better: bool = True
 
 
+AGREEMENT = Metric("agreement", "agreement")
+DIVERGENCE = Metric("divergence", "divergence", "", False)
+FIDELITY = (AGREEMENT, DIVERGENCE)
+"""How near a file comes to the model that it was written from; every task has them, and they need no labels. Agreement: the share of decisions
+(a class, a tag, a start or an end) that are the model's. Divergence: the soft-target loss of the file's outputs against the model's at
+temperature 1, less that of the model against itself: of classes the Kullback-Leibler divergence in nats."""
+
+
 @dataclass(frozen=True)
 class Data:
     """The rows of a task.
@@ -75,12 +83,17 @@ class Task(BaseModel):
     metrics: ClassVar[tuple[Metric, ...]]
     """The first is the primary one, which gates and choices look at, unless the recipe names another."""
 
+    decides: ClassVar[bool] = True
+    """Whether an answer holds decisions, or numbers alone."""
+
     data: str
-    """Folder with train, validation and test files, or ``builtin:commands``."""
+    """Folder with train, validation and test files, or ``builtin:commands``. One file, whose rows then serve for every split. With ``metric`` at
+    ``agreement`` or ``divergence``, a file of texts without labels, one a line, or ``builtin:vocabulary`` for random words of the vocabulary."""
     max_length: int = Field(64, ge=4, le=512)
     """Longest input in tokens; longer ones are cut, and counted."""
     metric: str | None = None
-    """The metric that gates and choices look at; the first of the task's if left out."""
+    """The metric that gates and choices look at; the first of the task's if left out. ``agreement`` and ``divergence`` compare files with the
+    model that they were written from, and need no labels."""
     evaluation_rows: int | None = Field(None, ge=1)
     """Most rows of validation, and of test, that are used, drawn by a fixed seed; all of them if left out."""
     unlabeled: str | list[str] | None = None
@@ -89,15 +102,22 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _known_metric(self) -> Task:
-        known = [metric.name for metric in self.metrics]
+        known = [metric.name for metric in (*self.metrics, *FIDELITY)]
         if self.metric is not None and self.metric not in known:
             raise ValueError(f"metric: unknown {self.metric!r}; {self.kind} has {', '.join(known)}")
+        if self.metric == AGREEMENT.name and not self.decides:
+            raise ValueError(f"metric: {self.kind} gives numbers and decides nothing; take {DIVERGENCE.name}")
         return self
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the metric that decides is measured against labels."""
+        return self.metric not in {metric.name for metric in FIDELITY}
 
     @property
     def primary(self) -> Metric:
         """The metric that gates and choices look at."""
-        return next((metric for metric in self.metrics if metric.name == self.metric), self.metrics[0])
+        return next((metric for metric in (*self.metrics, *FIDELITY) if metric.name == self.metric), self.metrics[0])
 
     @property
     def segments(self) -> int:

@@ -36,6 +36,7 @@ class SentenceEmbedding(Task):
     """Pairs of texts with how alike they are; the answer is a vector, or the likeness of two texts."""
 
     kind: ClassVar[str] = "sentence-embedding"
+    decides: ClassVar[bool] = False
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("spearman", "Spearman", ""), Metric("pearson", "Pearson", ""))
 
     text_column: str = "text"

@@ -73,8 +73,9 @@ class TextClassification(TextOrPair):
 
     @property
     def primary(self) -> Metric:
-        wanted = self.metric or ("micro_f1" if self.multi_label else "accuracy")
-        return next(metric for metric in self.metrics if metric.name == wanted)
+        if self.metric is None and self.multi_label:
+            return next(metric for metric in self.metrics if metric.name == "micro_f1")
+        return super().primary
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ class TextRegression(TextOrPair):
     """One text, or a pair of texts, and a number."""
 
     kind: ClassVar[str] = "text-regression"
+    decides: ClassVar[bool] = False
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("spearman", "Spearman", ""), Metric("pearson", "Pearson", ""))
 
     label_column: str = "label"
