@@ -29,6 +29,7 @@ use = "export"
 
 [[stage]]
 use = "quantize"
+metric_drop = {drop:g}
 
 [[stage]]
 use = "bench"
@@ -127,7 +128,7 @@ def check(
     else:
         for one in verdicts:
             told = ", ".join(f"{name} {value:g} ({checked.reference[name]:g})" for name, value in one.metrics.items())
-            worst = "" if one.worst is None else f"; farthest from the model: {one.worst[0]} ({100 * one.worst[1]:.1f} % off)"
+            worst = "" if one.worst is None else f"; leaves the model most at {one.worst[0]} ({100 * one.worst[1]:.2g} % off)"
             print(f"{'broken' if one.broken else 'ok':<7} {one.file}  {one.size_bytes / 1e6:.1f} MB  {told}{worst}")
     refuse_broken(verdicts)
 
@@ -152,7 +153,8 @@ def task_table(
     if data is None:
         table["metric"] = "agreement" if TASKS[kind].decides else "divergence"
     longest = max_length or min(longest_input(folder), LONGEST.get(kind, USUAL_LONGEST))
-    return table | ({"pair_column": "text_pair"} if pair else {}) | {"max_length": longest, "evaluation_rows": rows}
+    further = {"pair_column": "text_pair"} if pair else {"stride": min(128, longest // 4)} if kind == "question-answering" else {}
+    return table | further | {"max_length": longest, "evaluation_rows": rows}
 
 
 def _allowed(metric: str | None, metric_drop: float | None) -> float:
@@ -167,10 +169,11 @@ def write_recipe(folder: Path, name: str, model: str, table: dict[str, Any], tex
     source, rest = "given" if Path(model).exists() else model, {key: value for key, value in table.items() if key != "kind"}
     lines = [f"# {name}: made by pocketbert convert", f'name = "{name}"', "", "[model]", *toml_pairs({"source": source})]
     lines += ["", "[task]", *toml_pairs({"kind": table["kind"], "data": "given" if texts else "builtin:vocabulary"} | rest)]
-    lines += ["", "[budget]", f"metric_drop = {_allowed(table.get('metric'), metric_drop):g}"]
+    drop = _allowed(table.get("metric"), metric_drop)
+    lines += ["", "[budget]", f"metric_drop = {drop:g}"]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.toml"
-    path.write_text("\n".join(lines) + "\n" + STAGES, encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n" + STAGES.format(drop=drop), encoding="utf-8")
     return path
 
 

@@ -5,7 +5,7 @@ What this file does not do: measure latency (``bench``), or read files whose inp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,10 @@ FEATURES = ("token_embeddings", "last_hidden_state")
 """What exporters call the last feature map, where a file leaves the pooling to its client."""
 
 
+EXPECTED_ERROR = 0.01
+"""Relative error of a matrix product in 8 bits; below it no rise is told."""
+
+
 @dataclass
 class Verdict:
     """One file against its model.
@@ -31,7 +35,8 @@ class Verdict:
     Attributes:
         metrics: the task's where rows have labels, agreement and divergence.
         drop: points of the metric that decides which the file loses against the model.
-        worst: the matrix product, or layer, that is farthest from the model's on one text, and its relative error; None where the inside is not seen.
+        worst: the matrix product, or layer, of an ONNX file at which the distance from the model rises most on one text, and its relative error
+            there; None where the inside is not seen.
         broken: why the file must not be used; None where it holds.
     """
 
@@ -109,8 +114,17 @@ class FileCheck:
         from exporters.foreign import operator_errors
 
         middle = self.inputs[int(np.argsort(self.texts.lengths, kind="stable")[len(self.inputs) // 2])]
-        errors = operator_errors(path, self.checkpoint.model, middle)
-        return max(errors.items(), key=lambda item: item[1]) if errors else None
+        return steepest(operator_errors(path, self.checkpoint.model, middle))
+
+
+def steepest(errors: Mapping[str, float]) -> tuple[str, float] | None:
+    """Where the error rises most over all before, as a factor; an error is handed on, so that the largest may stand far behind the fault."""
+    found, rise, before = None, 0.0, EXPECTED_ERROR
+    for name, error in errors.items():
+        if error / before > rise:
+            found, rise = (name, error), error / before
+        before = max(before, error)
+    return found
 
 
 def files_of(place: Path) -> list[tuple[str, Path]]:

@@ -68,7 +68,7 @@ def fidelity(task: Task, data: Data, outputs: FileOutputs, expected: FileOutputs
         same = [decide(given) == decide(wanted) for given, wanted in zip(outputs, expected, strict=True)]
         found[AGREEMENT.name] = round(100 * float(np.concatenate(same).mean()), 3)
     if set(outputs[0]) >= set(expected[0]):  # a file that gives probabilities has other names for them
-        found[DIVERGENCE.name] = round(divergence(task, outputs, expected, texts), 6)
+        found[DIVERGENCE.name] = max(0.0, round(divergence(task, outputs, expected, texts), 6))
     return found
 
 

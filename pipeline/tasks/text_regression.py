@@ -44,7 +44,8 @@ class TextRegression(TextOrPair):
 
     def encode(self, tokenizer: Tokenizer, rows: Sequence[Row], data: Data, pad_id: int) -> EncodedTexts:
         values = np.array([row.get("value", np.nan) for row in rows], np.float32)
-        spread = float(np.var([row["value"] for row in data.train])) or 1.0
+        known = [row["value"] for row in data.train if "value" in row]
+        spread = (float(np.var(known)) or 1.0) if known else np.nan
         return replace(self.encode_texts(tokenizer, rows, pad_id), targets={"value": values, "scale": np.full(len(rows), 1 / spread, np.float32)})
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:

