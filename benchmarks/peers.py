@@ -38,7 +38,8 @@ from device_bench.targets import AGENT, LocalTarget
 from pipeline.flow.cache import Cache, digest, library_versions
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
-from pipeline.models.hub import load_encoder, read_config, save_for_transformers
+from pipeline.models.hub import load_encoder, save_for_transformers
+from pipeline.models.hub_fields import read_config
 from runtimes.bundle import file_sha256
 from runtimes.errors import BadInput, PocketbertError
 

@@ -24,8 +24,7 @@ from pipeline.flow.progress import Progress, clock
 from pipeline.flow.recipe import Recipe, check_order, lock_text
 from pipeline.flow.source_data import load_data
 from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Context, Stage
-from pipeline.models.config import EncoderConfig
-from pipeline.models.hub import config_fields, read_config
+from pipeline.models.hub_fields import read_encoder_config
 from pipeline.models.source import find_source, source_sha256
 from pipeline.tasks.base import SPLITS
 from runtimes.bundle import MANIFEST, REPORT, write_sums
@@ -171,8 +170,7 @@ class _Run:
 
 def structure_traits(source: Path) -> list[str]:
     """What of the things that a stage may refuse (:attr:`Stage.refuses`) the model in ``source`` has, by its config."""
-    raw = read_config(source)
-    config = EncoderConfig(**(raw if raw["model_type"] == EncoderConfig.model_type else config_fields(raw)))
+    config = read_encoder_config(source)
     shapes = [layer | {"ranks": None} for layer in config.layers]
     found = {
         SHARED_LAYERS: config.shares, QUATERNIONS: config.quaternion, THIN_MATRICES: any(layer.get("ranks") for layer in config.layers),

@@ -15,8 +15,9 @@ from pydantic import Field, field_validator
 from pipeline.flow.cache import digest, library_versions
 from pipeline.flow.stage import Context, Stage, Subject
 from pipeline.learning.evaluation import REPORTED
-from pipeline.models.checkpoint import Checkpoint, copy_tokenizer
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import count_unique_parameters
+from pipeline.models.tokenizer_files import copy_tokenizer
 from pipeline.stages.file_evaluation import encodings, evaluate_file
 from pipeline.tasks.base import Task
 from runtimes.errors import BadInput, GateFailed

@@ -67,18 +67,19 @@ def _write(folder: Path) -> None:
     from exporters.onnx_writer import write_onnx
     from exporters.quant_plan import FLOAT32, INT8, QuantPlan
     from exporters.tflite_writer import write_tflite
-    from pipeline.methods.prune.vocab import kept_pieces, prune
-    from pipeline.models.checkpoint import Checkpoint, copy_tokenizer
+    from pipeline.methods.prune.vocab import kept_tokens, prune
+    from pipeline.models.checkpoint import Checkpoint
     from pipeline.models.encoder import count_unique_parameters
     from pipeline.models.hub import hub_config
     from pipeline.models.source import find_source
+    from pipeline.models.tokenizer_files import copy_tokenizer
     from pipeline.stages.pack import tokenizer_info
     from runtimes.decode import decoder
 
     task, data = find_task(), find_data()
     checkpoint = Checkpoint.load(find_source(SOURCE), task.heads(data), data.labels["logits"])
     texts = task.encode(checkpoint.tokenizer, data.train, data, checkpoint.model.config.pad_token_id)
-    checkpoint = prune(checkpoint, kept_pieces(checkpoint, texts.ids, 1, PIECES))
+    checkpoint = prune(checkpoint, kept_tokens(checkpoint, texts.ids, 1, PIECES))
     fit_classifier(checkpoint, task, data)
     work = folder / "work"
     checkpoint.save(work / "model", MAX_LENGTH)

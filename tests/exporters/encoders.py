@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.models.config import EncoderConfig, head_shape, layer_shape
 from pipeline.models.encoder import Encoder, NoNorm
-from pipeline.models.hub import config_fields
+from pipeline.models.hub_fields import config_fields
 from pipeline.models.linear import Quaternion
 
 VOCABULARY, LONGEST, LABELS = 99, 20, 5

@@ -467,6 +467,7 @@ def test_two_contents_under_one_name_are_refused(kind, monkeypatch):
 
 
 def test_every_family_is_here():
-    from pipeline.models.hub import TENSOR_NAMES
+    from pipeline.models.tensor_names import TENSOR_NAMES
 
-    assert {config.model_type for config in HUB.values()} == set(TENSOR_NAMES)
+    here = [TENSOR_NAMES[config.model_type] for config in HUB.values()]
+    assert all(table in here for table in TENSOR_NAMES.values())

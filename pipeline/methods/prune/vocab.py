@@ -1,21 +1,19 @@
-"""Vocabulary pruning: keep the word pieces that the task uses.
+"""Vocabulary pruning: keep the tokens that the task uses.
 
 Source: Abdaoui et al. 2020, "Load What You Need", arXiv:2010.05609. Rows of the word table that the training texts
-never touch are dropped, and the tokenizer's files are rewritten to match.
+never touch are dropped, and the tokenizer's files are rewritten to match. Of a multilingual model the table is most of the bytes.
 
-Why kept words are untouched: WordPiece always takes the longest piece it knows. Every piece of a training text is
-kept, and taking pieces away makes no other one longer, so those texts keep their segmentation and, the rows being
-copied, their logits. A text with a word never seen falls back to shorter pieces, at worst to single characters,
-which are all kept: it still has known pieces. How many test tokens change is measured and said.
+Every token of a training text is kept, and those texts keep their tokens (:mod:`pipeline.models.trimming` says why, for WordPiece, BPE
+and unigram) and, the rows being copied, their logits. A text with a word never seen falls back to shorter pieces, at worst
+to single characters. How many test tokens change is measured and said.
 
-What this file does not do: learn a new vocabulary, or touch tokenizers other than WordPiece.
+What this file does not do: learn a new vocabulary.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,13 +25,12 @@ from pipeline.learning.evaluation import subject
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.config import EncoderConfig
 from pipeline.models.encoder import Encoder
+from pipeline.models.trimming import check_kind, indispensable, single_characters, trim
 from runtimes.errors import BadInput
-
-PREFIX = "##"
 
 
 class PruneVocab(Stage):
-    """Keep the word pieces the task needs, the special tokens and all single characters."""
+    """Keep the tokens that the task needs, the special ones and those of a single character."""
 
     use: ClassVar[str] = "prune-vocab"
     needs: ClassVar[tuple[str, ...]] = ("model", "teacher")
@@ -44,15 +41,21 @@ class PruneVocab(Stage):
     min_count: int = Field(1, ge=1)
     """Keep a piece that occurs at least so often in the training texts."""
     keep_frequent: int = Field(0, ge=0)
-    """Also keep the first so many ordinary pieces of the old vocabulary, which WordPiece orders by frequency."""
+    """Also keep the first so many ordinary pieces of the old vocabulary, which is ordered by frequency."""
+    characters: Literal["all", "used"] = "all"
+    """Single characters to keep: all of the vocabulary, or those that the training texts hold. A multilingual vocabulary has thousands, for
+    scripts that one task may never see; a character that went becomes the unknown token. Byte-level BPE keeps all 256 bytes."""
 
     def run(self, context: Context) -> None:
         model = context.load("model")
+        check_kind(model.tokenizer_json)
         used = [context.encode(model, split).ids for split in ("train", "unlabeled") if context.data.split(split)]
-        kept = kept_pieces(model, np.concatenate(used), self.min_count, self.keep_frequent)
+        kept = kept_tokens(model, np.concatenate(used), self.min_count, self.keep_frequent, self.characters)
         same = context.inputs["model"].sha256 == context.inputs["teacher"].sha256
         for role in ("model",) if same else ("model", "teacher"):
             checkpoint = context.load(role)
+            if checkpoint.tokenizer_json != model.tokenizer_json:
+                raise BadInput("prune-vocab: model and teacher tokenize differently, so one choice of tokens cannot serve both")
             pruned = prune(checkpoint, kept)
             pruned.save(context.output / role, context.task.max_length)
             if role == "model":
@@ -70,52 +73,46 @@ class PruneVocab(Stage):
         )
 
 
-def kept_pieces(checkpoint: Checkpoint, ids: np.ndarray, min_count: int, keep_frequent: int) -> list[str]:
-    """The pieces to keep, in the order of the old vocabulary; ``ids`` are the tokens of all training inputs.
-
-    Raises:
-        BadInput: the tokenizer is not WordPiece.
-    """
-    model = json.loads(checkpoint.tokenizer_json)["model"]
-    if model["type"] != "WordPiece":
-        raise BadInput(f"prune-vocab: the tokenizer is {model['type']}, only WordPiece vocabularies can be pruned; leave this stage out")
-    counts = np.bincount(ids, minlength=max(model["vocab"].values()) + 1)
-    ordered = sorted(model["vocab"], key=model["vocab"].get)
-    special = {token["content"] for token in json.loads(checkpoint.tokenizer_json)["added_tokens"]}
-    ordinary = [p for p in ordered if p not in special and not _is_unused(p) and len(p.removeprefix(PREFIX)) > 1]
+def kept_tokens(
+    checkpoint: Checkpoint, ids: np.ndarray, min_count: int, keep_frequent: int, characters: Literal["all", "used"] = "all"
+) -> list[int]:
+    """The numbers of the tokens to keep; ``ids`` are the tokens of all training inputs."""
+    vocabulary = checkpoint.tokenizer.get_vocab()
+    text = checkpoint.tokenizer_json
+    always = indispensable(text) | checkpoint.special_ids
+    single = single_characters(text)
+    counts = np.bincount(ids, minlength=max(vocabulary.values()) + 1)
+    ordered = sorted(vocabulary, key=vocabulary.get)
+    ordinary = [token for token in ordered if vocabulary[token] not in always | single and not _is_unused(token)]
     frequent = set(ordinary[:keep_frequent])
     return [
-        piece
-        for piece in ordered
-        if piece in special
-        or (not _is_unused(piece) and len(piece.removeprefix(PREFIX)) == 1)
-        or counts[model["vocab"][piece]] >= min_count
-        or piece in frequent
+        number
+        for token, number in ((token, vocabulary[token]) for token in ordered)
+        if number in always
+        or (characters == "all" and not _is_unused(token) and number in single)
+        or counts[number] >= min_count
+        or token in frequent
     ]
 
 
-def _is_unused(piece: str) -> bool:
-    return piece.startswith("[unused") and piece.endswith("]")
+def _is_unused(token: str) -> bool:
+    return token.startswith("[unused") and token.endswith("]")
 
 
-def prune(checkpoint: Checkpoint, kept: list[str]) -> Checkpoint:
-    """The checkpoint with rows, ids and tokenizer cut to ``kept``."""
-    state: dict[str, Any] = json.loads(checkpoint.tokenizer_json)
-    old_ids = state["model"]["vocab"]
-    new_ids = {piece: index for index, piece in enumerate(kept)}
-    state["model"]["vocab"] = new_ids
-    for token in state["added_tokens"]:
-        token["id"] = new_ids[token["content"]]
-    _renumber(state["post_processor"], new_ids)
-    rows = torch.tensor([old_ids[piece] for piece in kept])
+def prune(checkpoint: Checkpoint, kept: list[int]) -> Checkpoint:
+    """The checkpoint with word table and tokenizer cut to the tokens numbered in ``kept``, and what those need."""
+    pad = checkpoint.model.config.pad_token_id
+    if checkpoint.tokenizer.id_to_token(pad) is None:
+        raise BadInput(f"prune-vocab: the model pads with number {pad}, which is no token of its tokenizer; correct pad_token_id in config.json")
+    trimmed = trim(checkpoint.tokenizer_json, [*kept, pad])
     config = EncoderConfig(**checkpoint.model.config.to_dict() | {
-        "vocab_size": len(kept), "pad_token_id": new_ids[_content(checkpoint, "pad_token")],
+        "vocab_size": len(trimmed.old_ids), "pad_token_id": trimmed.old_ids.index(pad),
     })  # fmt: skip
     weights = checkpoint.model.state_dict()
-    weights["embeddings.word.weight"] = weights["embeddings.word.weight"][rows].clone()
+    weights["embeddings.word.weight"] = weights["embeddings.word.weight"][torch.tensor(trimmed.old_ids)].clone()
     model = Encoder(config)
     model.load_state_dict(weights)
-    return Checkpoint(model.eval(), json.dumps(state, ensure_ascii=False), checkpoint.tokenizer_config)
+    return Checkpoint(model.eval(), trimmed.tokenizer_json, checkpoint.tokenizer_config)
 
 
 def changed_tokens(before: Tokenizer, after: Tokenizer, texts: list[str]) -> tuple[int, int, int]:
@@ -127,22 +124,3 @@ def changed_tokens(before: Tokenizer, after: Tokenizer, texts: list[str]) -> tup
         gone = sum((Counter(old.tokens) - Counter(new.tokens)).values())
         changed, total, touched = changed + gone, total + len(old.tokens), touched + bool(gone)
     return changed, total, touched
-
-
-def _content(checkpoint: Checkpoint, role: str) -> str:
-    return checkpoint.tokenizer.id_to_token(checkpoint.special_id(role))
-
-
-def _renumber(post_processor: dict[str, Any] | None, new_ids: dict[str, int]) -> None:
-    """Give the special tokens that the tokenizer adds around a text their new ids."""
-    if post_processor is None:
-        return
-    if post_processor["type"] == "TemplateProcessing":
-        for name, special in post_processor["special_tokens"].items():
-            special["ids"] = [new_ids[token] for token in special["tokens"]]
-            special["id"] = name
-    elif post_processor["type"] == "BertProcessing":
-        for key in ("sep", "cls"):
-            post_processor[key] = [post_processor[key][0], new_ids[post_processor[key][0]]]
-    else:
-        raise BadInput(f"prune-vocab: the tokenizer's post-processor {post_processor['type']} is not supported")

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.methods.distill.mobilebert import DistillMobilebert, make_student
 from pipeline.methods.factorize.embeddings import factorize, truncated_svd
-from pipeline.methods.prune.vocab import changed_tokens, kept_pieces, prune
+from pipeline.methods.prune.vocab import changed_tokens, kept_tokens, prune
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.encoder import count_unique_parameters
 from pipeline.tasks.batches import make_batch
@@ -83,18 +83,17 @@ def test_rank_above_the_table_is_refused(checkpoint):
 
 
 def test_pruned_vocabulary_gives_equal_logits_on_kept_words(checkpoint):
-    kept = kept_pieces(checkpoint, used(checkpoint), 1, 0)
+    kept = kept_tokens(checkpoint, used(checkpoint), 1, 0)
     pruned = prune(checkpoint, kept)
     assert len(kept) < checkpoint.model.config.vocab_size
-    assert "unseen" not in kept
-    assert "[unused0]" not in kept
+    assert not {"unseen", "[unused0]"} & set(pruned.tokenizer.get_vocab())
     for text in TRAIN:
         assert pruned.tokenizer.encode(text).tokens == checkpoint.tokenizer.encode(text).tokens
     assert torch.equal(logits(pruned.model, pruned.tokenizer, TRAIN), logits(checkpoint.model, checkpoint.tokenizer, TRAIN))
 
 
 def test_an_unseen_word_still_becomes_known_pieces(checkpoint):
-    pruned = prune(checkpoint, kept_pieces(checkpoint, used(checkpoint), 1, 0))
+    pruned = prune(checkpoint, kept_tokens(checkpoint, used(checkpoint), 1, 0))
     assert checkpoint.tokenizer.encode("unseen").tokens == ["[CLS]", "unseen", "[SEP]"]
     tokens = pruned.tokenizer.encode("unseen").tokens
     assert tokens == ["[CLS]", "u", "##n", "##s", "##e", "##e", "##n", "[SEP]"]
@@ -102,7 +101,7 @@ def test_an_unseen_word_still_becomes_known_pieces(checkpoint):
 
 
 def test_special_tokens_keep_their_roles(checkpoint):
-    pruned = prune(checkpoint, kept_pieces(checkpoint, used(checkpoint), 1, 0))
+    pruned = prune(checkpoint, kept_tokens(checkpoint, used(checkpoint), 1, 0))
     encoding = pruned.tokenizer.encode("[MASK] light")
     assert encoding.tokens[:2] == ["[CLS]", "[MASK]"]
     assert encoding.ids[0] == pruned.special_id("cls_token")
@@ -110,14 +109,20 @@ def test_special_tokens_keep_their_roles(checkpoint):
 
 
 def test_rare_pieces_go_and_frequent_ones_of_the_old_vocabulary_may_stay(checkpoint):
-    assert "bedroom" in kept_pieces(checkpoint, used(checkpoint), 1, 0)
-    assert "bedroom" not in kept_pieces(checkpoint, used(checkpoint), 10, 0)
-    assert "unseen" in kept_pieces(checkpoint, used(checkpoint), 1, 1000)
+    def kept(*options) -> set[str]:
+        return {checkpoint.tokenizer.id_to_token(number) for number in kept_tokens(checkpoint, used(checkpoint), *options)}
+
+    assert "bedroom" in kept(1, 0)
+    assert "bedroom" not in kept(10, 0)
+    assert "unseen" in kept(1, 1000)
+    assert "##z" in kept(1, 0)
+    assert "##z" not in kept(1, 0, "used")
 
 
-def test_only_wordpiece_can_be_pruned(checkpoint):
+def test_a_tokenizer_without_pieces_cannot_be_pruned(checkpoint):
     state = json.loads(checkpoint.tokenizer_json)
-    state["model"]["type"] = "BPE"
+    vocabulary = state["model"]["vocab"]
+    state["model"] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
     other = Checkpoint(checkpoint.model, json.dumps(state), {})
-    with pytest.raises(BadInput, match="only WordPiece"):
-        kept_pieces(other, used(checkpoint), 1, 0)
+    with pytest.raises(BadInput, match="the tokenizer is WordLevel, and only WordPiece, BPE, Unigram can be cut"):
+        prune(other, [0])

@@ -96,7 +96,7 @@ def test_what_a_family_cannot_express_is_refused_by_name(family, change, named, 
 def test_published_mobilebert_has_its_exact_size(tmp_path):
     config = transformers.MobileBertConfig(classifier_activation=False, num_labels=2)
     with torch.device("meta"):
-        from pipeline.models.hub import config_fields
+        from pipeline.models.hub_fields import config_fields
 
         model = Encoder(EncoderConfig(**config_fields(config.to_dict()), num_labels=2))
     encoder_only = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("heads"))
