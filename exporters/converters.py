@@ -35,7 +35,8 @@ def convert_onnx(model: nn.Module, path: Path, segments: int = 1) -> None:
     from optimum.exporters.onnx import export
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    shapes = {"batch_size": 2, "sequence_length": min(TRACE_TOKENS, model.config.max_position_embeddings)}
+    positions = model.config.max_position_embeddings - getattr(model.config, "position_offset", 0)
+    shapes = {"batch_size": 2, "sequence_length": min(TRACE_TOKENS, positions)}
     with _quiet():
         export(_Named(model).eval(), _export_config(model.config, _inputs(model, segments)), path, opset=OPSET, input_shapes=shapes)
 

@@ -209,6 +209,7 @@ def _fold_embeddings(model: Any, max_length: int, segments: int, hidden: _Chain)
         "words": Table("embeddings.words", rows), "trigram": kind == "trigram", "projection": projection,
         "positions": Table("embeddings.positions", position), "segments": segments, "max_length": max_length,
         "embedding_norm": norm, "late_projection": late,
+        "blanks_padding": kind == "trigram" and config.pad_token_id != 0,
     }  # fmt: skip
 
 

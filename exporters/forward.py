@@ -28,6 +28,9 @@ class Steps(Protocol):
     def words(self, table: Table) -> Value:
         """Rows of the tokens, [n, width]."""
 
+    def blanked(self, words: Value) -> Value:
+        """The rows of real tokens as they are, zeros at padding."""
+
     def trigrams(self, words: Value) -> Value:
         """Previous, this and next row side by side, [n, 3 width]; zeros beyond both ends."""
 
@@ -76,6 +79,8 @@ def forward(model: FoldedEncoder, steps: Steps) -> dict[str, Value]:
     Where ``steps`` holds several texts, [N, C], and the tokens of all texts end to end, [t, T] or [t].
     """
     x = steps.words(model.words)
+    if model.blanks_padding:
+        x = steps.blanked(x)
     if model.trigram:
         x = steps.trigrams(x)
     if model.projection is not None:
@@ -168,6 +173,9 @@ class NumpySteps:
 
     def words(self, table: Table) -> np.ndarray:
         return table.rows[self._ids]
+
+    def blanked(self, words: np.ndarray) -> np.ndarray:
+        return words  # there is no padding here
 
     def trigrams(self, words: np.ndarray) -> np.ndarray:
         previous, following = np.roll(words, 1, axis=0), np.roll(words, -1, axis=0)

@@ -183,6 +183,8 @@ class FoldedEncoder:
 
     Args:
         trigram: each token is looked up with both neighbours, as previous, this and next side by side.
+        blanks_padding: the rows of padding are made zeros before that. Clients fill up with 0; where 0 is the number of a word, as with
+            RoBERTa's tokenizers, the last token would have that word for its neighbour.
         projection: from the looked-up words to H; None where they are H wide already.
         positions: row ``type * max_length + position``.
         segments: 1: the file takes no token types, every text is one segment; 2: it takes them.
@@ -199,6 +201,7 @@ class FoldedEncoder:
     late_projection: Linear | None
     layers: tuple[Layer, ...]
     heads: tuple[Head, ...]
+    blanks_padding: bool = False
 
     @property
     def first_only(self) -> bool:

@@ -148,6 +148,11 @@ class OnnxSteps:
         codes = (np.clip(np.round(table.rows / scale), -127, 127) + TABLE_ZERO).astype(np.uint8)
         return Tensor(self._node("Gather", [self._constant(table.name, codes), "input_ids"]), scale)
 
+    def blanked(self, words: Tensor) -> Tensor:
+        real = self._once("Unsqueeze", [self._once("Cast", ["attention_mask"], to=TensorProto.BOOL), self._integers(2)])
+        zero = self._constant("zero", np.float32(0)) if words.scale is None else self._table_zero()
+        return replace(words, name=self._node("Where", [real, words.name, zero]))
+
     def trigrams(self, words: Tensor) -> Tensor:
         zero = [] if words.scale is None else [self._table_zero()]
         padded = self._node("Pad", [words.name, self._constant("pads", np.array([0, 1, 0, 0, 1, 0])), *zero])

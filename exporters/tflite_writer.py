@@ -120,6 +120,9 @@ class TfliteSteps:
         words = self._lookup(ids, self._constant(table.name, codes, quantization(np.ones(1, np.float32))))
         return self._binary(Operator.MUL, words, self._lookup(ids, self._constant(f"{table.name}.scales", scales[:, None])))
 
+    def blanked(self, words: Tensor) -> Tensor:
+        return self._binary(Operator.MUL, words, self._real_tokens())
+
     def trigrams(self, words: Tensor) -> Tensor:
         count, width = words.shape
         pads = self._constant("pads", np.array([[1, 1], [0, 0]], np.int32))
@@ -209,9 +212,13 @@ class TfliteSteps:
 
     def mean(self, x: Tensor) -> Tensor:
         """The sum of the tokens, each times its share of 1."""
-        real = self._cast(self._reshape(self._inputs["attention_mask"], (self._length, 1), Kind.INT32))
+        real = self._real_tokens()
         shares = self._node(Operator.DIV, [real, self._sum(real, 0)], real.shape, schema.DivOptionsT())
         return self._sum(self._binary(Operator.MUL, self._columns(x), shares), 0)
+
+    def _real_tokens(self) -> Tensor:
+        """1.0 for every token of the text and 0.0 for padding, [N, 1]."""
+        return self._cast(self._reshape(self._inputs["attention_mask"], (self._length, 1), Kind.INT32))
 
     def unit(self, x: Tensor) -> Tensor:
         """In operators of which every runtime makes the same; L2_NORMALIZATION has another least length in each."""

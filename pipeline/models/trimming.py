@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -123,7 +124,7 @@ def _needed_merges(merges: list[Any], tokens: set[str]) -> set[tuple[str, str]]:
     for token in tokens:
         parts = list(token)
         while len(parts) > 1:
-            rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(zip(parts, parts[1:], strict=False)))
+            rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts)))
             if rank == len(ranks):
                 break  # no text becomes this token by merges: an added one, or one of the vocabulary that is never reached
             needed.add((parts[at], parts[at + 1]))

@@ -72,7 +72,7 @@ def load_source(context: Context) -> Checkpoint:
     if context.task.max_length > positions:
         raise BadInput(f"task.max_length: {context.task.max_length}, but the model has {positions} positions")
     if checkpoint.model.dropped_head is not None:
-        context.note(f"the source's head is that of another task and is left out: {checkpoint.model.dropped_head}")
+        context.note(f"the source's head is that of another task or of pre-training and is left out: {checkpoint.model.dropped_head}")
     return checkpoint
 
 

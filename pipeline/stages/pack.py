@@ -12,9 +12,10 @@ from pydantic import Field
 from pipeline.flow.cache import digest, library_versions
 from pipeline.flow.ledger import GATE_SPLIT
 from pipeline.flow.stage import Context, Stage
-from pipeline.models.checkpoint import TOKENIZER
 from pipeline.models.config import EncoderConfig
 from pipeline.models.hub import hub_config
+from pipeline.models.source import read_origin
+from pipeline.models.tokenizer_files import TOKENIZER
 from pipeline.models.vocabulary_texts import vocabulary_texts
 from pipeline.stages.export import DESCRIPTION
 from pipeline.stages.file_evaluation import encode_for_files, encodings, file_outputs, joined
@@ -33,7 +34,7 @@ class Pack(Stage):
     use: ClassVar[str] = "pack"
     version: ClassVar[int] = 3
     needs: ClassVar[tuple[str, ...]] = ("model", "exported")
-    uses: ClassVar[tuple[str, ...]] = ("quantized", "tuned")
+    uses: ClassVar[tuple[str, ...]] = ("source", "quantized", "tuned")
     gives: ClassVar[tuple[str, ...]] = ("bundle",)
     reads_ledger: ClassVar[bool] = True
     effect: ClassVar[str] = "One folder with everything an app needs."
@@ -61,7 +62,7 @@ class Pack(Stage):
                 models.append(ModelFile(subject["file"], path, subject["precision"], subject["unique_params"], metrics, session, how))
         folder = context.folder("exported")
         config = EncoderConfig(**json.loads((context.folder("model") / "config.json").read_text(encoding="utf-8")))
-        task = self._settled(context, models)
+        task, origin = self._settled(context, models), read_origin(context.folder("source"))
         options = task.options(context.data)
         if json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["output"] == "probabilities":
             options["decode"] = "none"
@@ -72,7 +73,7 @@ class Pack(Stage):
             tokenizer_info=tokenizer_info(folder / "tokenizer", config.pad_token_id), max_length=task.max_length,
             hub_config=hub_config(config) | task.hub_fields(context.data), recipe_lock=context.lock, examples=self._examples(context, folder),
             provenance={
-                "model": context.source_name, "data_sha256": context.data.fingerprint,
+                "model": context.source_name, "revision": origin.revision, "license": origin.license, "data_sha256": context.data.fingerprint,
                 "recipe_sha256": digest(context.lock), "libraries": library_versions(),
             },
         ))  # fmt: skip

@@ -29,6 +29,8 @@ from exporters.onnx_writer import BLOCK, FUSED, IR_VERSION, OPSET, TABLE_ZERO, W
 from exporters.parity import TOLERANCE, check_parity, first_wrong_fold, first_wrong_tensor, torch_results
 from exporters.quant_plan import FLOAT32, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8, tensor_names
 from exporters.tflite_writer import PER_CHANNEL, write_tflite
+from pipeline.models.config import EncoderConfig
+from pipeline.models.encoder import Encoder
 from runtimes.backends import OnnxModel, load_model
 from runtimes.errors import BadInput, GateFailed
 from tests.exporters.encoders import BIG, BIG_LONGEST, KINDS, LABELS, LONGEST, THIN, big_encoder, big_texts, encoder, texts
@@ -225,6 +227,30 @@ def test_the_word_of_the_padding_reaches_no_text(tmp_path):
     expected = torch_logits(model, lists)
     for format_ in FORMATS:
         check_parity(as_results(expected), write(fold(model, LONGEST), tmp_path / f"m.{format_}"), inputs(lists))
+
+
+@pytest.mark.parametrize("precision", [FLOAT32, INT8])
+def test_the_word_of_number_0_reaches_no_text_where_padding_has_another_number(precision, tmp_path):
+    """Clients fill up with 0, which is <s> to a RoBERTa."""
+    drawn = encoder("mobilebert")
+    model = Encoder(EncoderConfig(**drawn.config.to_dict() | {"pad_token_id": 1})).eval()
+    model.load_state_dict(drawn.state_dict())
+    model.embeddings.word.weight.data[0], model.embeddings.word.weight.data[1] = 3.0, 0.0
+    folded, plan = fold(model, LONGEST), QuantPlan(precision)
+    lists = [[0, *(number for number in ids if number > 1)][:LONGEST] for ids in LISTS[:20]]
+    within = 1e-4 if precision == FLOAT32 else 0.05
+    for format_ in FORMATS:
+        got = file_logits(write(folded, tmp_path / f"m.{format_}", plan), lists)
+        if precision == FLOAT32:
+            assert np.abs(got - torch_logits(model, lists)).max() < within
+    loaded = load_model(write(folded, tmp_path / "m.onnx", plan))
+    alone = file_logits(tmp_path / "m.onnx", lists)
+    together = np.stack([result["logits"] for result in loaded.run_batch(inputs(lists), 0)])
+    assert np.abs(together - alone).max() < within * np.abs(alone).max()
+    for ids in lists[:4]:
+        exact = file_logits(write(folded, tmp_path / "exact.tflite", plan, [len(ids)]), [ids])
+        padded = file_logits(write(folded, tmp_path / "padded.tflite", plan, [LONGEST]), [ids])
+        assert np.abs(exact - padded).max() < within * np.abs(exact).max()
 
 
 # --- what consumers find -----------------------------------------------------------------------------------------------
