@@ -104,7 +104,11 @@ def _opened(text: str, place: Path) -> Tokenizer:
     except BaseException as error:  # the library raises bare Exception, and its panics are none
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
-        raise BadInput(f"model {place}: not a tokenizer file: {error}; {CURE}") from error
+        raise BadInput(f"model {place}: not a tokenizer file: {_first_line(error)}; {CURE}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
 
 
 def _check(tokenizer: Tokenizer, place: Path) -> None:
@@ -116,7 +120,7 @@ def _check(tokenizer: Tokenizer, place: Path) -> None:
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
-        raise BadInput(f"model {place}: cannot encode a text: {error}; {CURE}") from error
+        raise BadInput(f"model {place}: cannot encode a text: {_first_line(error)}; {CURE}") from error
     if not encodings[0].ids:
         raise BadInput(
             f"model {place}: adds no special tokens around a text (it has no post-processor), and a BERT's heads read the first one; set "
@@ -159,10 +163,10 @@ def _made(folder: Path, config: dict[str, Any], names: dict[str, str]) -> tuple[
 
         return pieces, AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True).backend_tokenizer
     except Exception as error:  # of a library that is missing, or of whatever a damaged file makes the converter stumble over
-        reason = str(error).strip().split("\n")[0][:200]
         raise BadInput(
             f"model {folder}: the tokenizer is a SentencePiece model ({pieces.name}) without {TOKENIZER}, and transformers cannot convert it "
-            f"here ({reason}). Where sentencepiece is installed: AutoTokenizer.from_pretrained({folder.name!r}).save_pretrained({folder.name!r})"
+            f"here ({_first_line(error)}). Where sentencepiece is installed: "
+            f"AutoTokenizer.from_pretrained({folder.name!r}).save_pretrained({folder.name!r})"
         ) from error
 
 
@@ -199,17 +203,13 @@ def _byte_level(folder: Path, config: dict[str, Any], names: dict[str, str]) -> 
         raise BadInput(f"model {folder}: vocab.json without merges.txt; both are needed, or {TOKENIZER}")
     if not all(type(number) is int and 0 <= number < 2**31 for number in vocabulary.values()):
         raise BadInput(f"model {folder / 'vocab.json'}: not a table of tokens and their numbers; {CURE}")
-    lines = read_text(folder / "merges.txt").split("\n")
-    merges = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    merges = _merges(folder / "merges.txt", vocabulary)
     special = {role: _content(config, role, names) for role in names}
     missing = [special[role] for role in ("unk_token", "cls_token", "sep_token") if special[role] not in vocabulary]
     if missing:
         raise BadInput(f"model {folder / 'vocab.json'}: the vocabulary lacks {missing[0]}, which the tokenizer needs; {CURE}")
     prefix_space = config.get("add_prefix_space") is True
-    try:
-        tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    except Exception as error:
-        raise BadInput(f"model {folder / 'merges.txt'}: does not fit vocab.json: {error}; {CURE}") from error
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     begin, end = ((token, vocabulary[token]) for token in (special["cls_token"], special["sep_token"]))
@@ -217,6 +217,20 @@ def _byte_level(folder: Path, config: dict[str, Any], names: dict[str, str]) -> 
     tokens = [token for token in dict.fromkeys(special.values()) if token in vocabulary]
     tokenizer.add_special_tokens([AddedToken(token, lstrip=token == special["mask_token"], special=True, normalized=False) for token in tokens])
     return tokenizer
+
+
+def _merges(path: Path, vocabulary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The pairs that BPE joins, first the most frequent."""
+    pairs = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        line = line.rstrip("\r")
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = tuple(line.split(" "))
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise BadInput(f"model {path}: line {number} is {line[:40]!r}, not two tokens that make a third one of vocab.json; {CURE}")
+        pairs.append(pair)
+    return pairs
 
 
 def _content(config: dict[str, Any], role: str, names: dict[str, str]) -> str:

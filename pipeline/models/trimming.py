@@ -93,7 +93,7 @@ def trim(tokenizer_json: str, kept: Iterable[int]) -> Trimmed:
     wanted = set(kept) | indispensable(tokenizer_json)
     tokens = {token for token, number in ids.items() if number in wanted}
     if model["type"] == "BPE":
-        merges = _needed_merges(model["merges"], tokens)
+        merges = _needed_merges(model["merges"], tokens & model["vocab"].keys())
         model["merges"] = [merge for merge in model["merges"] if _pair(merge) in merges]
         tokens |= {part for pair in merges for part in (*pair, "".join(pair))}
     old_ids = sorted({ids[token] for token in tokens})
@@ -126,7 +126,7 @@ def _needed_merges(merges: list[Any], tokens: set[str]) -> set[tuple[str, str]]:
         while len(parts) > 1:
             rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts)))
             if rank == len(ranks):
-                break  # no text becomes this token by merges: an added one, or one of the vocabulary that is never reached
+                break  # no text becomes this token by merges
             needed.add((parts[at], parts[at + 1]))
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return needed

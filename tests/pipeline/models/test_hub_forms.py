@@ -115,7 +115,9 @@ def test_a_form_goes_from_finetune_to_a_verified_bundle(name, forms, tmp_path):
     assert any(f"left out: {LEFT_OUT[name]}" in note for note in notes["finetune"])
     bundle = open_bundle(tmp_path / "out" / "bundle")
     verify(bundle.folder)
+    assert {"revision", "license"} <= set(bundle.manifest["provenance"])
     kept = Tokenizer.from_file(str(bundle.tokenizer_file))
+    kept.no_truncation()
     whole = Tokenizer.from_str(TOKENIZERS[FORMS[name][4]]())
     assert kept.get_vocab_size() < whole.get_vocab_size()
     text = "put the lights off in the kitchen"
