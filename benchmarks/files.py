@@ -45,8 +45,8 @@ from pipeline.flow.cache import Cache, library_versions
 from pipeline.flow.engine import run
 from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
-from pipeline.models.checkpoint import TOKENIZER
 from pipeline.models.hub import load_encoder
+from pipeline.models.tokenizer_files import TOKENIZER
 from pipeline.stages.file_evaluation import file_outputs
 from pipeline.tasks import load_data
 from runtimes.backends import load_model

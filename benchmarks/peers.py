@@ -232,7 +232,7 @@ def prepare(name: str, folder: Path, options: argparse.Namespace) -> Case:
 
 def prepare_clinc150(shape: Shape, model: Path, timed: int, options: argparse.Namespace) -> Case:
     from pipeline.flow.recipe import load_recipe
-    from pipeline.models.checkpoint import TOKENIZER
+    from pipeline.models.tokenizer_files import TOKENIZER
     from pipeline.tasks import load_data
     from runtimes.text import TextEncoder
 

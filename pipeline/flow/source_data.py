@@ -42,10 +42,11 @@ def unlabelled(task: Task, source: Path, recipe_folder: Path | None, seed: int) 
     """Texts of a file, or random words of the source's vocabulary: all of them to choose lengths by, one half each as validation and test rows."""
     empty = Data([], [], [], own_labels(source), hashlib.sha256(b"").hexdigest())
     if task.data == VOCABULARY:
-        from pipeline.models.checkpoint import read_tokenizer
+        from pipeline.models.hub_fields import read_config
+        from pipeline.models.tokenizer_files import read_tokenizer
         from pipeline.models.vocabulary_texts import vocabulary_texts
 
-        rows = vocabulary_texts(read_tokenizer(source)[0], task.columns, seed)
+        rows = vocabulary_texts(read_tokenizer(source, read_config(source)["model_type"])[0], task.columns, seed)
         told = f"no texts were given: {len(rows)} were made of random words of the vocabulary. Real texts tell more: --data or --texts"
         data = replace(empty, unlabeled=[task.unlabeled_row("\t".join(row.values())) for row in rows], notes=(told,))
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pipeline.models.config import EncoderConfig
-from pipeline.models.hub import HEADS, class_names, config_fields, read_config
+from pipeline.models.hub import HEADS
+from pipeline.models.hub_fields import architectures, class_names, read_config, read_encoder_config
+from pipeline.models.json_files import CURE, read_table
 from runtimes.errors import BadInput
 
 POOLING = "1_Pooling/config.json"
@@ -21,7 +22,7 @@ def own_task(folder: Path) -> dict[str, Any]:
         BadInput: it has no head, or one of no known task.
     """
     raw = read_config(folder)
-    architecture = (raw.get("architectures") or ["no architecture"])[0]
+    architecture = architectures(raw, folder / "config.json") or "no architecture"
     if (folder / POOLING).is_file():
         return {"kind": "sentence-embedding", "pooling": _pooling(folder / POOLING)}
     if raw["model_type"] == EncoderConfig.model_type:
@@ -49,12 +50,14 @@ def own_labels(folder: Path) -> dict[str, list[str]]:
 
 def longest_input(folder: Path) -> int:
     """Tokens that the checkpoint can read, or was trained to read, whichever is less."""
-    raw = read_config(folder)
-    config = EncoderConfig(**(raw if raw["model_type"] == EncoderConfig.model_type else config_fields(raw)))
+    config = read_encoder_config(folder)
     limits = [config.max_position_embeddings - config.position_offset]
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (folder / name).is_file():
-            limits.append(json.loads((folder / name).read_text(encoding="utf-8")).get(key) or limits[0])
+            told = read_table(folder / name).get(key)
+            if told is not None and (type(told) not in (int, float) or not told >= 2):
+                raise BadInput(f"model {folder / name}: {key} is {str(told)[:40]}, not a number of tokens; {CURE}")
+            limits.append(limits[0] if told is None else told)
     return int(min(limits))
 
 
@@ -83,11 +86,8 @@ def _classifier(raw: dict[str, Any], classes: int) -> dict[str, Any]:
 
 
 def _pooling(path: Path) -> str:
-    try:
-        modes = json.loads(path.read_text(encoding="utf-8"))
-        chosen = [name for name, key in (("mean", "pooling_mode_mean_tokens"), ("first", "pooling_mode_cls_token")) if modes.get(key)]
-    except (ValueError, AttributeError) as error:
-        raise BadInput(f"model {path}: not a pooling config of sentence-transformers: {error}") from error
+    modes = read_table(path)
+    chosen = [name for name, key in (("mean", "pooling_mode_mean_tokens"), ("first", "pooling_mode_cls_token")) if modes.get(key)]
     if len(chosen) != 1:
         raise BadInput(f"model {path}: vectors that are neither the mean of all tokens nor the first token cannot be exported")
     return chosen[0]
