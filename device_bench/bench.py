@@ -305,7 +305,7 @@ def _scores(work: Work, plan: Plan, outputs: Sequence[Outputs]) -> dict[str, flo
 def _prepared(bundle: Bundle, entries: Sequence[ModelEntry], plan: Plan) -> Work:
     decoder, golden = bundle.decoder(), list(bundle.golden_cases())
     examples = list(plan.examples) or [case["example"] for case in golden]
-    encoder = TextEncoder(bundle.tokenizer_file, bundle.max_length)
+    encoder = bundle.text_encoder()
     inputs = [_encoded(decoder, encoder, example, number) for number, example in enumerate(examples, start=1)]
     proofs = [Encoding(one["ids"], one["types"]) for case in golden for one in case["inputs"]]
     candidates = [

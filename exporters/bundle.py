@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.golden import golden_examples, write_golden
+from exporters.tokenizer_contract import tokenizer_contract
 from runtimes.backends import load_model
 from runtimes.bundle import CHECKSUMS, MANIFEST, SCHEMA, file_sha256, write_sums
 from runtimes.decode.base import Decoder
@@ -49,7 +50,8 @@ class BundleParts:
 
     ``task`` is the manifest's section of that name, which ``decoder`` was made with; ``labels`` are names of classes by output;
     ``tokenizer_folder`` holds the tokenizer files; ``hub_config`` is the config.json that stock transformers reads;
-    ``examples`` are real ones to make golden cases of; ``provenance`` goes into the manifest as it is.
+    ``examples`` are real ones to make golden cases of; ``provenance`` goes into the manifest as it is; ``special_tokens`` says what a special
+    token that is written in a text becomes (:data:`runtimes.text.SPECIAL_TOKENS`).
     """
 
     name: str
@@ -59,12 +61,13 @@ class BundleParts:
     models: Sequence[ModelFile]
     labels: Mapping[str, Sequence[str]]
     tokenizer_folder: Path
-    tokenizer_info: dict[str, Any]
+    pad_id: int
     max_length: int
     hub_config: dict[str, Any]
     recipe_lock: str
     examples: Sequence[Mapping[str, str]]
     provenance: dict[str, Any]
+    special_tokens: str = "special"
 
 
 def in_order_of_preference(models: Sequence[ModelFile]) -> list[ModelFile]:
@@ -87,7 +90,7 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
         (folder / label_files[output]).write_text("".join(name + "\n" for name in names), encoding="utf-8")
     (folder / "recipe.lock.toml").write_text(parts.recipe_lock, encoding="utf-8")
 
-    encoder = TextEncoder(folder / "tokenizer.json", parts.max_length)
+    encoder = TextEncoder(folder / "tokenizer.json", parts.max_length, parts.special_tokens)
     sessions = {m.name: m.session for m in models}
     files = {m.name: folder / m.name for m in models}
     loaded = {name: load_model(path, session=sessions[name]) for name, path in files.items()}
@@ -110,7 +113,8 @@ def write_bundle(folder: Path, parts: BundleParts) -> None:
     _write_json(folder / MANIFEST, {
         "schema": SCHEMA, "name": parts.name, "generator": {"name": "pocketbert", "version": parts.version},
         "task": parts.task,
-        "tokenizer": {"file": "tokenizer.json", "max_length": parts.max_length} | parts.tokenizer_info,
+        "tokenizer": {"file": "tokenizer.json", "max_length": parts.max_length}
+        | tokenizer_contract(folder / "tokenizer.json", parts.pad_id, parts.special_tokens),
         "labels": label_files, "models": entries, "golden": {"file": "golden/cases.jsonl", "count": len(examples)},
         "provenance": parts.provenance, "checksums": CHECKSUMS,
     })  # fmt: skip

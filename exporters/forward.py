@@ -22,6 +22,15 @@ SMALLEST_LENGTH = 1e-12
 """What a vector is divided by at least when it is normalised, as torch does it."""
 
 
+def input_names(segments: int) -> list[str]:
+    """Inputs of every file, in the order of their names, as its outputs are too.
+
+    LiteRT's interpreter sorts what a signature takes and gives by name, its compiled models keep the order of the file, and the manifest lists
+    one order: a client that feeds by place is right everywhere only if all three are the same.
+    """
+    return ["attention_mask", "input_ids"] + (["token_type_ids"] if segments == 2 else [])
+
+
 class Steps(Protocol):
     """The operations of an encoder. Values are [n, width] for one text (files may add a batch axis in front)."""
 

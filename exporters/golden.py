@@ -47,6 +47,8 @@ Results = Mapping[str, np.ndarray]
 def golden_examples(examples: Sequence[Example], decoder: Decoder, encoder: TextEncoder, buckets: Sequence[int]) -> list[dict[str, str]]:
     """Corner texts, real examples, and for every bucket inputs of one token less, as many, and one more than it holds.
 
+    Corner texts include each special token of the tokenizer, written out between two words: what it becomes is told by
+    ``special_tokens_in_text`` of the manifest, and a client's tokenizer must do the same.
     Where an example has several texts, a corner text stands in each column in turn beside real ones. An example that the decoder
     refuses is left out, and at a bucket's edge one that makes several inputs.
 
@@ -58,7 +60,8 @@ def golden_examples(examples: Sequence[Example], decoder: Decoder, encoder: Text
     # Short ones, so that long texts do not fill the bundle.
     partners = sorted(({c: example[c] for c in needed} for example in real), key=lambda partner: sum(map(len, partner.values())))
     partners = partners[: max(1, len(partners) // 2)] or [dict.fromkeys(needed, CORNERS[1])]
-    corners = [partners[i % len(partners)] | {column: corner} for i, corner in enumerate(CORNERS) for column in needed]
+    texts = [*CORNERS, *(f"a {token} b" for token in encoder.special_tokens())]
+    corners = [partners[i % len(partners)] | {column: corner} for i, corner in enumerate(texts) for column in needed]
     chosen = [example for example in [*corners, *real] if _inputs(decoder, encoder, example)]
     words = [word for example in examples for word in example[needed[-1]].split()]
     for bucket in buckets:

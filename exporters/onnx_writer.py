@@ -1,15 +1,17 @@
 """Write a folded encoder as an ONNX file, operator by operator.
 
-Inputs are int64 ``input_ids`` and ``attention_mask`` [batch_size, sequence_length] (and ``token_type_ids`` for two segments), outputs those of
-the heads: [batch_size, C] where a text has one result, [batch_size, sequence_length, T] or [batch_size, sequence_length] where each token has.
-Names are the hub's; batch and length are free. What outputs hold at padding means nothing. Opset 17 and IR 9, which onnxruntime 1.17 and
-onnxruntime-web read.
+Inputs are int64 ``attention_mask`` and ``input_ids`` [batch_size, sequence_length] (and ``token_type_ids`` for two segments), outputs those of
+the heads, both in the order of their names: [batch_size, C] where a text has one result, [batch_size, sequence_length, T] or
+[batch_size, sequence_length] where each token has. Names are the hub's; batch and length are free.
+What outputs hold at padding means nothing. Opset 17 and IR 9, which onnxruntime 1.17 and onnxruntime-web read.
 
 A float32 file has standard operators only. A quantized file takes those of ONNX Runtime (domain com.microsoft) that do
 several steps at once, because a small model pays more for the number of operators than for its arithmetic:
 DynamicQuantizeMatMul (quantize, multiply, scale, add the bias), QAttention (the product of queries, keys and values, and
 the attention), MatMulIntegerToFloat, MatMulNBits, MultiHeadAttention and Gelu. ``benchmarks/files.py`` compares them with the alternatives;
 SkipLayerNormalization is not among them, which takes longer than the addition and the norm that it replaces.
+
+An 8-bit table has a scale for each row, looked up beside it.
 
 Every constant is stored once under its name, so a shared matrix is shared in the file.
 """
@@ -26,7 +28,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.forward import SMALLEST_LENGTH, forward
+from exporters.forward import SMALLEST_LENGTH, forward, input_names
 from exporters.graph import MASKED_SCORE, QUATERNION_SIGNS, FoldedEncoder, Head, Linear, Norm, Table
 from exporters.quant_plan import FLOAT32, FLOAT_PLAN, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8
 from runtimes.errors import BadInput
@@ -37,8 +39,6 @@ IR_VERSION = 9
 """The newest that onnxruntime 1.17 reads."""
 FUSED = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
-TABLE_ZERO = 128
-"""Code of 0 in an 8-bit table, which is unsigned: the table's codes can then be multiplied as they are."""
 BLOCK = 32
 """Weights along a row that share a scale in 4 bits."""
 WATCHED = ".result"
@@ -49,13 +49,9 @@ _SQRT_HALF, _TANH_GELU = np.float32(np.sqrt(0.5)), (np.float32(np.sqrt(2 / np.pi
 
 @dataclass(frozen=True)
 class Tensor:
-    """The name of a value. ``scale``: it holds codes of an 8-bit table, worth scale * (code - 128).
-
-    ``rectify``: a ReLU is still to be taken; quantizing to codes from 0 up takes it for nothing.
-    """
+    """The name of a value. ``rectify``: a ReLU is still to be taken; quantizing to codes from 0 up takes it for nothing."""
 
     name: str
-    scale: float | None = None
     rectify: bool = False
 
 
@@ -87,7 +83,7 @@ def write_onnx(model: FoldedEncoder, path: Path, plan: QuantPlan = FLOAT_PLAN, w
     steps = OnnxSteps(plan, model.segments, fused=quantized, watch=watch, shared={name for name, count in uses.items() if count > 1})
     results = forward(model, steps)
     steps.finish(model.heads, results)
-    outputs = [_declared(head, name, model.width) for head in model.heads for name in head.outputs]
+    outputs = sorted((_declared(head, name, model.width) for head in model.heads for name in head.outputs), key=lambda output: output.name)
     if watch:
         outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in steps.show_results()]
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size", "sequence_length"]) for name in steps.inputs]
@@ -117,7 +113,7 @@ class OnnxSteps:
     def __init__(self, plan: QuantPlan, segments: int, fused: bool, watch: bool, shared: set[str]) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
-        self.inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if segments == 2 else [])
+        self.inputs = input_names(segments)
         self._plan = plan
         self._fused = fused
         self._watch = watch
@@ -144,9 +140,10 @@ class OnnxSteps:
     def words(self, table: Table) -> Tensor:
         if self._plan.table_precision(table.name) == FLOAT32:
             return Tensor(self._node("Gather", [self._constant(table.name, table.rows), "input_ids"]))
-        scale = float(np.abs(table.rows).max()) / 127 or 1.0
-        codes = (np.clip(np.round(table.rows / scale), -127, 127) + TABLE_ZERO).astype(np.uint8)
-        return Tensor(self._node("Gather", [self._constant(table.name, codes), "input_ids"]), scale)
+        # Rows are dequantized after the look-up: a DequantizeLinear before it would compute the whole table for every text.
+        codes, scales = rows_to_int8(table.rows)
+        rows = self._node("Cast", [self._node("Gather", [self._constant(table.name, codes), "input_ids"])], to=TensorProto.FLOAT)
+        return Tensor(self._node("Mul", [rows, self._node("Gather", [self._constant(f"{table.name}.scales", scales[:, None]), "input_ids"])]))
 
     def blanked(self, words: Tensor) -> Tensor:
         real = self._once("Unsqueeze", [self._once("Cast", ["attention_mask"], to=TensorProto.BOOL), self._integers(2)])
@@ -154,13 +151,12 @@ class OnnxSteps:
         return replace(words, name=self._node("Where", [real, words.name, zero]))
 
     def trigrams(self, words: Tensor) -> Tensor:
-        zero = [] if words.scale is None else [self._table_zero()]
-        padded = self._node("Pad", [words.name, self._constant("pads", np.array([0, 1, 0, 0, 1, 0])), *zero])
+        padded = self._node("Pad", [words.name, self._constant("pads", np.array([0, 1, 0, 0, 1, 0]))])
         window = [
             self._node("Slice", [padded, self._integers(begin), self._integers(end), self._integers(1)])
             for begin, end in ((0, -2), (1, -1), (2, np.iinfo(np.int64).max))
         ]
-        return replace(words, name=self._node("Concat", window, axis=-1))
+        return Tensor(self._node("Concat", window, axis=-1))
 
     def positions(self, table: Table, segments: int, max_length: int) -> Tensor:
         rows = self._constant(table.name, table.rows)
@@ -174,7 +170,7 @@ class OnnxSteps:
     def linear(self, linear: Linear, x: Tensor | Product) -> Tensor | Product:
         x = self._settled(x)
         precision = self._plan.precision(linear.name)
-        if self._fused and not self._watch and linear.activation is None and x.scale is None and precision in (INT8, INT8_STATIC):
+        if self._fused and not self._watch and linear.activation is None and precision in (INT8, INT8_STATIC):
             return Product(linear, x, 0, (len(linear.weight),), len(linear.weight))
         return self._activated(linear, self._product(linear, x))
 
@@ -328,20 +324,11 @@ class OnnxSteps:
 
     def _dynamic(self, linear: Linear, x: Tensor) -> str:
         weight, scales = self._int8(linear)
-        if x.scale is not None:
-            return self._table_product(linear, x, weight, scales)
         return self._node("DynamicQuantizeMatMul", [x.name, weight, scales, "", *self._bias(linear)], domain=FUSED)
 
     def _static(self, linear: Linear, x: Tensor) -> str:
         weight, scales = self._int8(linear)
-        if x.scale is not None:
-            return self._table_product(linear, x, weight, scales)
         return self._integer_product(linear, *self._codes(linear, x), weight, scales)
-
-    def _table_product(self, linear: Linear, x: Tensor, weight: str, scales: str) -> str:
-        """The table's codes are quantized already."""
-        scale = self._constant("table_scale", np.float32(x.scale))
-        return self._integer_product(linear, x.name, scale, self._table_zero(), weight, scales)
 
     def _integer_product(self, linear: Linear, codes: str, scale: str, zero: str, weight: str, scales: str) -> str:
         return self._node("MatMulIntegerToFloat", [codes, weight, scale, scales, zero, "", *self._bias(linear)], domain=FUSED)
@@ -393,13 +380,7 @@ class OnnxSteps:
         x = self._settled(x)
         if x.rectify:
             return self._once("Relu", [x.name])
-        if x.scale is None:
-            return x.name
-        scale = self._constant("table_scale", np.float32(x.scale))
-        return self._once("DequantizeLinear", [x.name, scale, self._table_zero()])
-
-    def _table_zero(self) -> str:
-        return self._constant("table_zero", np.uint8(TABLE_ZERO))
+        return x.name
 
     def _integers(self, *values: int) -> str:
         return self._constant("int_" + "_".join(str(v) for v in values), np.array(values, np.int64))

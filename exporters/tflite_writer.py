@@ -1,7 +1,8 @@
 """Write a folded encoder as a TFLite file, operator by operator: one signature per length bucket, one set of weights.
 
-A signature ``serving_N`` takes int32 ``input_ids`` and ``attention_mask`` [1, N] (and ``token_type_ids`` for two segments)
-and returns the outputs of the heads: [1, C] where a text has one result, [1, N, T] or [1, N] where each token has; what these hold at
+A signature ``serving_N`` takes int32 ``attention_mask`` and ``input_ids`` [1, N] (and ``token_type_ids`` for two segments)
+and returns the outputs of the heads, both in the order of their names: [1, C] where a text has one result,
+[1, N, T] or [1, N] where each token has; what these hold at
 padding means nothing. Inside, a text is a matrix [N, width].
 
 An 8-bit table stores its row scales beside it and is looked up with the scale 1: 8 bytes per row smaller than scales with
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from exporters.forward import SMALLEST_LENGTH, forward
+from exporters.forward import SMALLEST_LENGTH, forward, input_names
 from exporters.graph import MASKED_SCORE, QUATERNION_SIGNS, FoldedEncoder, Head, Linear, Norm, Table
 from exporters.quant_plan import FLOAT32, FLOAT_PLAN, INT4, INT8, INT8_STATIC, QuantPlan, rows_to_int8
 from exporters.tflite_file import Operator, TfliteFile, affine, mapped, packed, quantization
@@ -88,8 +89,7 @@ class TfliteSteps:
         self._constants: dict[str, Tensor] = {}
         self._made: dict[tuple[Any, ...], Tensor] = {}
         self._results: dict[str, Tensor] = {}
-        names = ["input_ids", "attention_mask"] + (["token_type_ids"] if segments == 2 else [])
-        self._inputs = {name: self._tensor(name, (1, length), Kind.INT32) for name in names}
+        self._inputs = {name: self._tensor(name, (1, length), Kind.INT32) for name in input_names(segments)}
 
     def finish(self, heads: Sequence[Head], results: Mapping[str, Tensor], watch: bool) -> None:
         """Close the graph and give it its signature; with the result of every matrix if ``watch``."""
@@ -101,6 +101,7 @@ class TfliteSteps:
                 outputs[name] = self._reshape(result, (1, *result.shape)) if matrix else result
         if watch:
             outputs |= {name: self._columns(tensor) for name, tensor in self._results.items()}
+        outputs = dict(sorted(outputs.items()))
         self._graph.inputs = [tensor.number for tensor in self._inputs.values()]
         self._graph.outputs = [tensor.number for tensor in outputs.values()]
         signature = schema.SignatureDefT()

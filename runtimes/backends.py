@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from runtimes.errors import BadInput, IntegrityError
-from runtimes.session import SessionOptions
+from runtimes.onnx_structure import check_onnx
+from runtimes.session import MOST_THREADS, SessionOptions
+from runtimes.tflite_structure import check_tflite
 
 if TYPE_CHECKING:
     from runtimes.text import Encoding
 
 SIGNATURE_PREFIX = "serving_"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("attention_mask", "input_ids", "token_type_ids")
 TOKEN_SCORES = ("start_logits", "end_logits")
 """Outputs with one number for each token."""
 
@@ -68,11 +70,13 @@ def load_model(path: Path, threads: int | None = None, session: SessionOptions |
         session: how to run it; the defaults if None.
 
     Raises:
-        BadInput: the runtime is not installed, or there is none for this suffix.
-        IntegrityError: the runtime cannot read the file.
+        BadInput: the runtime is not installed, there is none for this suffix, or a number of threads that none takes.
+        IntegrityError: the file is damaged, or the runtime cannot read it.
     """
     session = session or SessionOptions()
     if threads is not None:
+        if not 1 <= threads <= MOST_THREADS:
+            raise BadInput(f"{threads} threads: 1 to {MOST_THREADS} can be asked for")
         session = replace(session, threads=threads)
     if path.suffix == ".onnx":
         return OnnxModel(path, session)
@@ -97,6 +101,8 @@ class OnnxModel:
 
     def __init__(self, path: Path, session: SessionOptions | None = None) -> None:
         ort, self.runtime = _onnxruntime()
+        self._path = path
+        check_onnx(path)
         session = session or SessionOptions()
         levels = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
@@ -133,7 +139,7 @@ class OnnxModel:
         for row, one in enumerate(encodings):
             tokens = len(one.ids)
             ids[row, :tokens], mask[row, :tokens], types[row, :tokens] = one.ids, 1, one.types
-        results = self._results(dict(zip(INPUTS, (ids, mask, types), strict=True)))
+        results = self._results({"input_ids": ids, "attention_mask": mask, "token_type_ids": types})
         return [
             {name: value[row, : len(one.ids)] if per_token(name, value.ndim) else value[row] for name, value in results.items()}
             for row, one in enumerate(encodings)
@@ -141,7 +147,10 @@ class OnnxModel:
 
     def _results(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         feeds = {name: given[name].astype(dtype, copy=False) for name, dtype in self._inputs.items()}
-        results = self._session.run(self._outputs, feeds)
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:  # onnxruntime raises a family of its own that is not public
+            raise IntegrityError(f"{self._path}: {self.runtime} cannot run {list(given['input_ids'].shape)} tokens: {error}") from error
         return {name: value.astype(np.float32, copy=False) for name, value in zip(self._outputs, results, strict=True)}
 
     def tensors(self) -> tuple[list[dict], list[dict]]:
@@ -158,6 +167,8 @@ class TfliteModel:
     def __init__(self, path: Path, session: SessionOptions | None = None) -> None:
         session = session or SessionOptions()
         interpreter_class, self.runtime = _interpreter_class()
+        self._path = path
+        check_tflite(path)
         compiled = session.weight_cache == "memory" and _can_share_packed_weights()
         try:
             with _native_stderr_silenced():
@@ -176,7 +187,10 @@ class TfliteModel:
         bucket = next((n for n in self.buckets if n >= len(ids)), None)
         if bucket is None:
             raise BadInput(f"{len(ids)} tokens do not fit the largest bucket of {self.buckets[-1]}")
-        return self._signatures[bucket].run(ids, types)
+        try:
+            return self._signatures[bucket].run(ids, types)
+        except (RuntimeError, ValueError, OverflowError) as error:  # OverflowError: an id that int32 does not hold
+            raise IntegrityError(f"{self._path}: {self.runtime} cannot run {len(ids)} tokens: {error}") from error
 
     def tensors(self) -> tuple[list[dict], list[dict]]:
         """Inputs and outputs of the largest bucket as a manifest lists them; N stands for the bucket's length."""
@@ -184,15 +198,10 @@ class TfliteModel:
         return tuple(
             [
                 {"name": name, "dtype": np.dtype(details[name]["dtype"]).name, "shape": _shape(name, details[name]["shape"], is_input)}
-                for name in sorted(details, key=_place)  # runtimes list them in orders of their own
+                for name in sorted(details)  # the order of the file, which not every runtime keeps
             ]
             for details, is_input in ((signature.inputs, True), (signature.outputs, False))
         )
-
-
-def _place(name: str) -> tuple[int, str]:
-    """Inputs in the order in which the file takes them, outputs by name."""
-    return (INPUTS.index(name) if name in INPUTS else len(INPUTS), name)
 
 
 class _InterpretedSignature:

@@ -10,7 +10,6 @@ from runtimes.backends import installed_formats, load_model
 from runtimes.bundle import Bundle, ModelEntry, open_bundle
 from runtimes.decode.base import Answer
 from runtimes.errors import BadInput, IntegrityError
-from runtimes.text import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,23 @@ class Predictor:
         folder: the bundle.
         file: which of its model files; the first one that a runtime here can run if None.
         threads: threads of the runtime; those that the bundle recommends for the file if None.
+        special_tokens: what ``[SEP]`` in a text is, "special" or "text" (:data:`runtimes.text.SPECIAL_TOKENS`); as the bundle says if None.
+            Choose "text" where strangers type the texts and the bundle was packed with "special".
+
+    Raises:
+        BadInput: no bundle there, no such file, or no runtime for it.
+        IntegrityError: a bundle, or the chosen file in it, that is damaged.
 
     Attributes:
         decoder: what reads examples and writes answers; ``decoder.columns`` names what an example has, ``decoder.line`` shows an answer.
     """
 
-    def __init__(self, folder: Path, file: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, file: str | None = None, threads: int | None = None, special_tokens: str | None = None) -> None:
         self.bundle = open_bundle(folder)
         self.decoder = self.bundle.decoder()
         self.entry = choose_model(self.bundle, file)
-        self.encoder = TextEncoder(self.bundle.tokenizer_file, self.bundle.max_length)
+        self.bundle.check_file(self.entry)
+        self.encoder = self.bundle.text_encoder(special_tokens)
         self.model = load_model(self.bundle.path(self.entry), threads, self.entry.session)
 
     def predict(self, example: str | Sequence[str] | Mapping[str, str]) -> Prediction:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtimes.errors import IntegrityError
+from runtimes.manifest import shown
 
 GRAPH_LEVELS = ("disabled", "basic", "extended", "all")
 CONFIG_ENTRIES = ("session.intra_op.allow_spinning", "session.set_denormal_as_zero")
@@ -51,10 +52,10 @@ class SessionOptions:
         if raw is None:
             return cls()
         if not isinstance(raw, dict):
-            raise IntegrityError(f"{place}: session: {raw!r} is not a table of options")
+            raise IntegrityError(f"{place}: session: {shown(raw)} is not a table of options")
         config = raw.get("config", {})
         if not isinstance(config, dict):
-            raise IntegrityError(f"{place}: session.config: {config!r} is not a table of options")
+            raise IntegrityError(f"{place}: session.config: {shown(config)} is not a table of options")
         checks: dict[str, Callable[[Any], bool]] = {
             "threads": lambda value: type(value) is int and 1 <= value <= MOST_THREADS,
             "graph_optimization_level": lambda value: value in GRAPH_LEVELS,
@@ -67,7 +68,7 @@ class SessionOptions:
         wrong = [(key, value) for key, value in known.items() if not checks[key](value)]
         wrong += [(f"config.{key}", value) for key, value in entries.items() if value not in ("0", "1")]
         if wrong:
-            raise IntegrityError(f"{place}: session.{wrong[0][0]}: {wrong[0][1]!r} is nothing that a runtime takes")
+            raise IntegrityError(f"{place}: session.{wrong[0][0]}: {shown(wrong[0][1])} is nothing that a runtime takes")
         return cls(**known, config=entries)
 
     def as_manifest(self, file_format: str) -> dict[str, Any]:

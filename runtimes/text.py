@@ -14,7 +14,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from runtimes.errors import BadInput, IntegrityError
+from runtimes.tokenizer_structure import check_tokenizer
 
+SPECIAL_TOKENS = ("special", "text")
+"""What a special token is that stands in a text, ``[SEP]``: that very token, or the letters that it is written with."""
+MOST_TOKENS = 2**20
+"""No model takes more in one input."""
 FIRST, SECOND, SPECIAL = 0, 1, -1
 """Values of :attr:`Encoding.sequences`."""
 
@@ -39,15 +44,25 @@ class Encoding:
 class TextEncoder:
     """The bundle's tokenizer, cut to the longest input that its models take.
 
+    Args:
+        tokenizer_file: tokenizer.json.
+        max_length: tokens of the longest input.
+        special_tokens: one of :data:`SPECIAL_TOKENS`. As ``text`` nobody who types ``[SEP]`` parts a text with it.
+
+    Raises:
+        IntegrityError: a file that is no tokenizer, or one that would take time or memory without bound.
+
     ``truncated`` counts the texts and pairs that were cut since the object was made.
     """
 
-    def __init__(self, tokenizer_file: Path, max_length: int) -> None:
+    def __init__(self, tokenizer_file: Path, max_length: int, special_tokens: str = "special") -> None:
+        check_tokenizer(tokenizer_file)
         try:
             tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # the library raises bare Exception for every fault of the file
             raise IntegrityError(f"{tokenizer_file}: not a tokenizer file: {error}") from error
         self._take(tokenizer, max_length)
+        tokenizer.encode_special_tokens = special_tokens == "text"
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, max_length: int) -> TextEncoder:
@@ -62,6 +77,11 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self.max_length = max_length
         self.truncated = 0
+
+    def special_tokens(self) -> dict[str, int]:
+        """Special tokens as they are written -> their ids, in the order of the ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in sorted(added.items()) if token.special}
 
     def encode(self, text: str, pair: str | None = None, offsets: bool = True) -> Encoding:
         """Encode a text, or a pair of texts as one input, in at most ``max_length`` tokens.

@@ -2,6 +2,8 @@
 
 A case holds if the tokenizer makes the recorded inputs, the decoder makes the recorded answer of the recorded outputs, and every file gives the
 recorded outputs within its tolerance. What is decided must be the same too where the tolerance cannot change it.
+
+Files run in a process of their own (:mod:`runtimes.golden_run`), so that one that ends its process is named.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends import Model, installed_formats, load_model
+from runtimes.backends import installed_formats
 from runtimes.bundle import Bundle, ModelEntry, check_sums, open_bundle
 from runtimes.decode.base import Decoder
 from runtimes.errors import BadInput, IntegrityError
+from runtimes.golden_run import FileRun, run_golden
+from runtimes.manifest import is_finite
 from runtimes.text import Encoding, TextEncoder
 
 ANSWER_TOLERANCE = 1e-3
@@ -50,14 +54,18 @@ def verify(folder: Path) -> tuple[int, list[Check]]:
         Files compared with their checksum, and one :class:`Check` per model file.
 
     Raises:
-        IntegrityError: naming the first file, token, output or answer that differs.
+        IntegrityError: naming the first file, token, output or answer that differs, or the file over which a runtime ended its process.
     """
     bundle = open_bundle(folder)
     files = check_sums(bundle.folder)
+    for entry in bundle.models:
+        bundle.check_file(entry)
     decoder = bundle.decoder()
-    encoder = TextEncoder(bundle.tokenizer_file, bundle.max_length)
-    cases = [_read_case(bundle, decoder, encoder, number, case) for number, case in enumerate(bundle.golden_cases(), start=1)]
+    recorded = list(bundle.golden_cases())
     formats = installed_formats()
+    runs = run_golden(bundle, [entry for entry in bundle.models if entry.runs_on(formats)], recorded)
+    encoder = bundle.text_encoder()
+    cases = [_read_case(bundle, decoder, encoder, number, case) for number, case in enumerate(recorded, start=1)]
     checks = []
     for entry in bundle.models:
         for case in cases:
@@ -65,9 +73,11 @@ def verify(folder: Path) -> tuple[int, list[Check]]:
         if not entry.runs_on(formats):
             checks.append(Check(entry.file, None, 0, None, entry.tolerance))
             continue
-        model = load_model(bundle.path(entry), session=entry.session)
-        worst = max((_check_outputs(decoder, entry, model, case) for case in cases), default=0.0)
-        checks.append(Check(entry.file, model.runtime, len(cases), worst, entry.tolerance))
+        run = runs[entry.file]
+        if run.error is not None:
+            raise run.error
+        worst = max((_check_outputs(decoder, entry, run, number, case) for number, case in enumerate(cases)), default=0.0)
+        checks.append(Check(entry.file, run.runtime, len(cases), worst, entry.tolerance))
     return files, checks
 
 
@@ -91,8 +101,12 @@ def _read_case(bundle: Bundle, decoder: Decoder, encoder: TextEncoder, number: i
             entry.file: [{name: np.array(values, np.float64) for name, values in one.items()} for one in case["outputs"][entry.file]]
             for entry in bundle.models
         }
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise IntegrityError(f"{place}: outputs that are no arrays of numbers: {error}") from error
+    for file, of_file in outputs.items():
+        for name, values in ((name, values) for one in of_file for name, values in one.items()):
+            if not np.isfinite(values).all():
+                raise IntegrityError(f"{place}: outputs: {file}: {name} holds numbers that are not finite")
     return _Case(place, example, inputs, outputs, case["answer"])
 
 
@@ -106,15 +120,14 @@ def _check_answer(decoder: Decoder, entry: ModelEntry, case: _Case) -> None:
         raise IntegrityError(f"{place}: its outputs are decoded as {_shown(answer)}, expected {_shown(case.answers[entry.file])}")
 
 
-def _check_outputs(decoder: Decoder, entry: ModelEntry, model: Model, case: _Case) -> float:
-    """The largest |difference| that the file shows in this case."""
+def _check_outputs(decoder: Decoder, entry: ModelEntry, run: FileRun, number: int, case: _Case) -> float:
+    """The largest |difference| that the file shows in case ``number``, counted from 0."""
     worst = 0.0
-    for one, expected in zip(case.inputs, case.outputs[entry.file], strict=True):
-        got = model.run(one.ids, one.types)
-        worst = max(worst, _difference(f"{entry.file}: {case.place}", model.runtime, got, expected, entry.tolerance))
+    for got, expected in zip(run.outputs[number], case.outputs[entry.file], strict=True):
+        worst = max(worst, _difference(f"{entry.file}: {case.place}", run.runtime, got, expected, entry.tolerance))
         firm = decoder.margins(expected) > 2 * entry.tolerance
         if not np.array_equal(decoder.decisions(got)[firm], decoder.decisions(expected)[firm]):
-            raise IntegrityError(f"{entry.file}: {case.place} has another answer on {model.runtime}")
+            raise IntegrityError(f"{entry.file}: {case.place} has another answer on {run.runtime}")
     return worst
 
 
@@ -138,7 +151,7 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str):
         return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, float) and isinstance(other, (int, float)):
+    if isinstance(one, float) and is_finite(other):
         return abs(one - other) <= ANSWER_TOLERANCE * max(1.0, abs(one))
     return one == other
 

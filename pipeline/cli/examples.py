@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from runtimes.bundle import Bundle
     from runtimes.decode.base import Decoder
 
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""How a file in UTF-16 begins."""
 Example = dict[str, str]
 Score = Callable[[Sequence[Sequence[Mapping[str, "np.ndarray"]]]], dict[str, float]]
 """Outputs of each example's inputs -> metrics by name, the primary one first."""
@@ -41,6 +43,8 @@ def lines_of(raw: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
         BadInput: a line that is not UTF-8, with its number; half of a surrogate pair is none.
     """
     for number, line in enumerate(raw, start=1):
+        if number == 1 and (line.startswith(UTF16_MARKS) or b"\0" in line):
+            raise BadInput(f"{name}:1: this looks like UTF-16 or a binary file; convert the input to UTF-8")
         try:
             yield f"{name}:{number}", line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -159,6 +163,7 @@ def _score(bundle: Bundle, task: Task, data: Data, path: Path) -> Score:
 
     rows: list[Row] = data.test
     tokenizer = Tokenizer.from_file(str(bundle.tokenizer_file))
+    tokenizer.encode_special_tokens = bundle.special_tokens == "text"
     try:
         texts = task.encode(tokenizer, rows, data, bundle.manifest["tokenizer"].get("pad_id", 0))
     except (KeyError, ValueError) as error:

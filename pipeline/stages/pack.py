@@ -32,7 +32,7 @@ class Pack(Stage):
     """Make the bundle."""
 
     use: ClassVar[str] = "pack"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs: ClassVar[tuple[str, ...]] = ("model", "exported")
     uses: ClassVar[tuple[str, ...]] = ("source", "quantized", "tuned")
     gives: ClassVar[tuple[str, ...]] = ("bundle",)
@@ -45,6 +45,10 @@ class Pack(Stage):
     examples: Literal["validation", "generated"] = "validation"
     """What golden cases are made of: rows of validation, which then ship with the bundle, or random words of the vocabulary, for data that may
     not be passed on."""
+
+    special_tokens: Literal["special", "text"] = "special"
+    """What a special token becomes that a person types, "[SEP]": that very token, as in training and in stock tokenizers, or the letters that it is
+    written with, for apps in which strangers type."""
 
     def run(self, context: Context) -> None:
         from exporters.bundle import BundleParts, ModelFile, write_bundle
@@ -70,7 +74,7 @@ class Pack(Stage):
         write_bundle(context.output / "bundle", BundleParts(
             name=context.name, version=version("pocketbert"), task=options, models=models, labels=context.data.labels,
             decoder=decoder(task.kind)(options, context.data.labels), tokenizer_folder=folder / "tokenizer",
-            tokenizer_info=tokenizer_info(folder / "tokenizer", config.pad_token_id), max_length=task.max_length,
+            pad_id=config.pad_token_id, special_tokens=self.special_tokens, max_length=task.max_length,
             hub_config=hub_config(config) | task.hub_fields(context.data), recipe_lock=context.lock, examples=self._examples(context, folder),
             provenance={
                 "model": context.source_name, "revision": origin.revision, "license": origin.license, "data_sha256": context.data.fingerprint,
@@ -106,10 +110,3 @@ def _quantized_files(context: Context) -> dict[str, Any]:
         return {}
     return json.loads((context.folder("quantized") / QUANTIZATION).read_text(encoding="utf-8"))
 
-
-def tokenizer_info(folder: Any, pad_id: int) -> dict[str, Any]:
-    """What a client that tokenizes by itself has to know."""
-    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    normalizer = state.get("normalizer") or {}
-    info = {"type": state["model"]["type"].lower(), "pad_id": pad_id, "lowercase": bool(normalizer.get("lowercase"))}
-    return info | ({"vocab_file": "vocab.txt"} if state["model"]["type"] == "WordPiece" else {})

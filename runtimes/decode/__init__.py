@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtimes.errors import BadInput
+from runtimes.manifest import shown
 from runtimes.registry import Registry
 
 if TYPE_CHECKING:
@@ -33,6 +34,6 @@ def decoder(kind: str) -> type[Decoder]:
     if kind in DECODERS:
         return DECODERS[kind]
     raise BadInput(
-        f"task kind {kind!r}: no decoder for it is installed; there are {', '.join(DECODERS)}. "
+        f"task kind {shown(kind)}: no decoder for it is installed; there are {', '.join(DECODERS)}. "
         f"Install the package that adds it (entry points {DECODERS.group})"
     )

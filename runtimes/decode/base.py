@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtimes.errors import BadInput, IntegrityError
-from runtimes.manifest import Table
+from runtimes.manifest import Table, shown
 
 if TYPE_CHECKING:
     from runtimes.text import Encoding, TextEncoder
@@ -54,7 +54,7 @@ class Decoder(ABC):
         self.labels = {output: tuple(names) for output, names in labels.items()}
         self.columns = self.options.texts("columns")
         if not 1 <= len(self.columns) <= self.most_columns or len(set(self.columns)) < len(self.columns):
-            raise IntegrityError(f"task: columns: {list(self.columns)}; {self.kind} reads 1 to {self.most_columns} columns of different names")
+            raise IntegrityError(f"task: columns: {shown(list(self.columns))}; {self.kind} reads 1 to {self.most_columns} columns of different names")
         self.segments = self.options.whole("segments", least=1)
         self.decode = self.options.one_of("decode", SCALES)
 
@@ -76,7 +76,7 @@ class Decoder(ABC):
         missing = [column for column in self.columns if column not in given and column not in self.optional]
         unknown = [str(column) for column in given if column not in self.columns]
         if missing or unknown:
-            wrong = f"{', '.join(missing)} missing" if missing else f"{', '.join(unknown)} unknown"
+            wrong = f"{', '.join(missing)[:200]} missing" if missing else f"{', '.join(unknown)[:200]} unknown"
             raise BadInput(f"{wrong}; {self.kind} takes {self._wanted()}")
         for column, text in given.items():
             if not isinstance(text, str):
@@ -121,7 +121,7 @@ class Decoder(ABC):
         return dict(zip(self.columns, texts, strict=False))
 
     def _wanted(self) -> str:
-        return ", ".join(f"{column} (may be left out)" if column in self.optional else column for column in self.columns)
+        return ", ".join(f"{column[:60]} (may be left out)" if column in self.optional else column[:60] for column in self.columns)
 
 
 def output(outputs: Outputs, names: Sequence[str]) -> np.ndarray:

@@ -73,7 +73,6 @@ def _write(folder: Path) -> None:
     from pipeline.models.hub import hub_config
     from pipeline.models.source import find_source
     from pipeline.models.tokenizer_files import copy_tokenizer
-    from pipeline.stages.pack import tokenizer_info
     from runtimes.decode import decoder
 
     task, data = find_task(), find_data()
@@ -100,7 +99,7 @@ def _write(folder: Path) -> None:
     write_bundle(folder / "bundle", BundleParts(
         name="boards", version=version("pocketbert"), task=options, models=models, labels=data.labels,
         decoder=decoder(task.kind)(options, data.labels), tokenizer_folder=work / "tokenizer",
-        tokenizer_info=tokenizer_info(work / "tokenizer", checkpoint.model.config.pad_token_id), max_length=MAX_LENGTH,
+        pad_id=checkpoint.model.config.pad_token_id, max_length=MAX_LENGTH,
         hub_config=hub_config(checkpoint.model.config) | task.hub_fields(data), recipe_lock="",
         examples=[task.example(row) for row in data.validation], provenance={},
     ))  # fmt: skip

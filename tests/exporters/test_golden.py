@@ -101,7 +101,7 @@ def bundle(kind, tiny_model, tmp_path_factory) -> Path:
     (folder / "tokenizer" / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
     write_bundle(folder / "bundle", BundleParts(
         name=kind, version="0", task=options, decoder=decoder_of(kind), models=models, labels=labels, tokenizer_folder=folder / "tokenizer",
-        tokenizer_info={}, max_length=LONGEST, hub_config={}, recipe_lock="", examples=examples_of(kind), provenance={},
+        pad_id=0, max_length=LONGEST, hub_config={}, recipe_lock="", examples=examples_of(kind), provenance={},
     ))  # fmt: skip
     return folder / "bundle"
 
@@ -159,7 +159,8 @@ def test_examples_that_the_decoder_refuses_are_left_out(text_encoder):
 
 def test_a_task_without_examples_has_its_corners(text_encoder):
     examples = golden_examples([], decoder_of("text-classification"), text_encoder, BUCKETS)
-    assert [example["text"] for example in examples] == list(CORNERS)
+    special = [f"a {token} b" for token in text_encoder.special_tokens()]
+    assert [example["text"] for example in examples] == [*CORNERS, *special] and len(special) == 5
     assert len(golden_examples([], decoder_of("text-regression"), text_encoder, BUCKETS)) >= 2 * len(CORNERS) - 2
 
 

@@ -71,7 +71,7 @@ def test_ids_may_be_arrays(model, tables):
 
 def test_tensors_are_told_as_a_manifest_lists_them(model, tables):
     inputs, outputs = model.tensors()
-    assert [one["name"] for one in inputs] == ["input_ids", "attention_mask", "token_type_ids"][: 3 if tables.types else 2]
+    assert [one["name"] for one in inputs] == ["attention_mask", "input_ids", "token_type_ids"][: 3 if tables.types else 2]
     length = "sequence_length" if isinstance(model, backends.OnnxModel) else "N"
     assert all(one["shape"][1] == length for one in inputs)
     shapes = {one["name"]: one["shape"][1:] for one in outputs}
@@ -125,7 +125,7 @@ def test_a_file_with_an_input_that_cannot_be_fed_is_refused(tmp_path, cache):
     onnx, tflite = write_onnx(tmp_path / "model.onnx", tables), write_tflite(tmp_path / "model.tflite", tables, BUCKETS)
     for path in (onnx, tflite):
         renamed(path, b"token_type_ids", b"position_token")
-        with pytest.raises(IntegrityError, match=rf"{path.name}: takes 'position_token'; inputs that can be fed are input_ids"):
+        with pytest.raises(IntegrityError, match=rf"{path.name}: takes 'position_token'; inputs that can be fed are attention_mask, input_ids"):
             load_model(path, session=SessionOptions(weight_cache=cache))
 
 

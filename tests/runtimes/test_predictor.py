@@ -294,7 +294,7 @@ def test_decisions_must_agree_where_their_margin_says_so(bundle, tmp_path, monke
     path = bundle / "golden" / "cases.jsonl"
     path.write_text(path.read_text().split("\n", 1)[0])
     rewrite(path, nudge)
-    rewrite(bundle / MANIFEST, lambda manifest: manifest["task"].update(kind="fine-number", margin=1e-3))
+    rewrite(bundle / MANIFEST, lambda manifest: [manifest["task"].update(kind="fine-number", margin=1e-3), manifest["golden"].update(count=1)])
     verify(bundle)
     rewrite(bundle / MANIFEST, lambda manifest: manifest["task"].update(margin=1.0))
     with pytest.raises(IntegrityError, match=r"onnx/model\.onnx: golden case 1 has another answer on onnxruntime"):

@@ -67,7 +67,7 @@ def write_onnx(path: Path, tables: Tables) -> Path:
             nodes.append(helper.make_node("Gather", [f"{name}.of_types", "token_type_ids"], [f"{name}.types"]))
             nodes.append(helper.make_node("Add", [f"{name}.words", f"{name}.types"], [name]))
         outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch_size", "sequence_length", *table.shape[1:]]))
-    takes = ["input_ids", "attention_mask"] + (["token_type_ids"] if tables.types else [])
+    takes = ["attention_mask", "input_ids"] + (["token_type_ids"] if tables.types else [])
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size", "sequence_length"]) for name in takes]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -101,7 +101,7 @@ class _Signature:
 
     def write(self, tables: Tables, key: str) -> None:
         schema, kind, operator = self.schema, self.schema.TensorType, self.schema.BuiltinOperator
-        takes = ["input_ids", "attention_mask"] + (["token_type_ids"] if tables.types else [])
+        takes = ["attention_mask", "input_ids"] + (["token_type_ids"] if tables.types else [])
         inputs = {name: self.tensor(name, (1, self.bucket), kind.INT32) for name in takes}
         mask = self.node(operator.CAST, [inputs["attention_mask"]], (1, self.bucket), *self.cast())
         axis = self.constant(np.array([1], np.int32))
