@@ -108,8 +108,7 @@ def encode_words(tokenizer: Tokenizer, rows: Sequence[Row], names: Sequence[str]
         tags = np.full(len(one.ids), IGNORED, np.int64)
         if "tags" in row:
             firsts = first_tokens(joined_words(row["tokens"]), encodings[-1])
-            # Two words that share a token: the first one has it.
-            for at, tag in zip(reversed(firsts), reversed(row["tags"]), strict=True):
+            for at, tag in zip(firsts, row["tags"], strict=True):
                 if at != CUT_OFF:
                     tags[at] = index[tag]
         targets.append(tags)
@@ -139,7 +138,7 @@ def predicted_tags(logits: np.ndarray, texts: EncodedTexts, rows: Sequence[Row],
 
 
 def unseen_words(texts: EncodedTexts, rows: Sequence[Row]) -> dict[str, float]:
-    """``unseen_words``, percent of the words that were cut off or that the tokenizer drops, so that no model can tag them; {} if none."""
+    """``unseen_words``, percent of the words without a token of their own, so that no model can tag them; {} if none."""
     unseen = words = 0
     for number, row_number in enumerate(texts.rows):
         firsts = first_tokens(joined_words(rows[row_number]["tokens"]), texts.encoding(number))

@@ -62,15 +62,17 @@ def first_tokens(words: Sequence[tuple[int, int]], encoding: Encoding) -> list[i
         encoding: with offsets.
 
     Returns:
-        For each word the first token that stands for some of its characters; -1 where there is none, because the text was cut before the word
-        or because the tokenizer drops its characters.
+        For each word the first token that stands for some of its characters; -1 where there is none, because the text was cut before the word,
+        because the tokenizer drops its characters, or because the token stands for the word before it too and is that word's.
     """
     tokens = [(start, end, i) for i, ((start, end), n) in enumerate(zip(encoding.offsets, encoding.sequences, strict=True)) if n == 0 and end > start]
-    found, at = [], 0
+    found, at, taken = [], 0, -1
     for start, end in words:
         while at < len(tokens) and tokens[at][1] <= start:
             at += 1
-        found.append(tokens[at][2] if at < len(tokens) and tokens[at][0] < end else CUT_OFF)
+        found.append(tokens[at][2] if at != taken and at < len(tokens) and tokens[at][0] < end else CUT_OFF)
+        if found[-1] != CUT_OFF:
+            taken = at
     return found
 
 

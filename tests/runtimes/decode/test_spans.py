@@ -94,6 +94,16 @@ def test_words_that_were_cut_off_have_no_tag(tagger, tokenizer_file):
     assert [span["text"] for span in found["spans"]] == ["anna"]
 
 
+def test_a_token_of_two_words_tags_the_first_only(tagger, encoder):
+    text = "in berlin\U0001f600, anna"
+    encoding = encoder.encode(text)
+    shared = encoding.offsets.index((3, 10))  # one [UNK] for the city and the emoji
+    logits = np.zeros((len(encoding.ids), len(TAGS)), np.float32)
+    logits[:, TAGS.index("O")] = SURE
+    logits[shared] = SURE * np.eye(len(TAGS))[TAGS.index("B-LOC")]
+    assert [(s["type"], s["start"], s["end"]) for s in tagger.answer({"text": text}, [encoding], [{"logits": logits}])["spans"]] == [("LOC", 3, 9)]
+
+
 def test_tags_are_decided_for_every_token(tagger):
     logits = np.random.default_rng(0).normal(size=(7, len(TAGS)))
     assert tagger.decisions({"logits": logits}).tolist() == logits.argmax(1).tolist()
