@@ -24,6 +24,7 @@ from pipeline.tasks.batches import IGNORED, EncodedTexts, from_id_lists
 from pipeline.tasks.files import fill_missing, fingerprint, read_text, refuse_surrogates, split_files
 from pipeline.tasks.heads import head_shape
 from runtimes.decode.question_answering import QuestionAnswering as Decoder
+from runtimes.decode.words import end_with_marks
 from runtimes.errors import BadInput
 from runtimes.text import Encoding, TextEncoder
 
@@ -108,7 +109,7 @@ class QuestionAnswering(Task):
         begin, text = row["answers"][0]
         end = begin + len(text)
         inside = [i for i, (n, (a, b)) in enumerate(zip(window.sequences, window.offsets, strict=True)) if n == 1 and b > begin and a < end]
-        if not inside or window.offsets[inside[0]][0] > begin or window.offsets[inside[-1]][1] < end:
+        if not inside or window.offsets[inside[0]][0] > begin or end_with_marks(row["context"], window.offsets[inside[-1]][1]) < end:
             return (0, 0) if row["may_have_none"] else (IGNORED, IGNORED)
         return inside[0], inside[-1]
 

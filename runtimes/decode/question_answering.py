@@ -6,6 +6,8 @@ whether the context may have no answer; ``null_threshold`` (number, 0): how much
 The rules are those of BERT's ``run_squad.py`` (Devlin et al. 2019, arXiv 1810.04805, section 4.3): a span scores the start logit of its first
 token plus the end logit of its last; "no answer" scores what the first token does, the lowest of all windows.
 
+An answer ends after the marks (accents) of its last letter, which tokenizers drop.
+
 What this file does not do: widen a span that ends within a word.
 """
 
@@ -18,6 +20,7 @@ import numpy as np
 
 from runtimes.decode.base import Answer, Decoder, Outputs, one_line, output
 from runtimes.decode.classes import lead, softmax
+from runtimes.decode.words import end_with_marks
 from runtimes.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -67,10 +70,10 @@ class QuestionAnswering(Decoder):
             return nothing | {"score": float(null is not None)}
         if null is not None and null - span.score > self.null_threshold:
             return nothing | {"score": _probability(encodings, outputs, None, True)}
-        offsets = encodings[span.window].offsets
-        start, end = offsets[span.first][0], offsets[span.last][1]
+        offsets, context = encodings[span.window].offsets, example[self.columns[1]]
+        start, end = offsets[span.first][0], end_with_marks(context, offsets[span.last][1])
         score = _probability(encodings, outputs, span, self.no_answer)
-        return {"answer": example[self.columns[1]][start:end], "start": start, "end": end, "score": score}
+        return {"answer": context[start:end], "start": start, "end": end, "score": score}
 
     def line(self, answer: Answer) -> str:
         if answer["answer"] is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,19 @@ def test_targets_are_the_tokens_of_the_first_answer(tokenizer, data):
         start, end = texts.targets["start"][number], texts.targets["end"][number]
         assert CONTEXT[encoding.offsets[start][0] : encoding.offsets[end][1]] == wanted
         assert encoding.types[start] == 1
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_answer_that_ends_with_an_accent_is_a_target(tokenizer, tmp_path, form):
+    context, answer = (unicodedata.normalize(form, text) for text in ("turn off musi\u0107 now", "musi\u0107"))
+    asked = {"id": "a", "question": "play", "answers": [{"text": answer, "answer_start": context.index(answer)}]}
+    splits = {split: [article(split, asked, context=context)] for split in ("train", "validation", "test")}
+    data = task().read(write(tmp_path, **splits))
+    texts = task().encode(tokenizer, data.train, data, 0)
+    (window,) = texts.encodings
+    (start,), (end,) = texts.targets["start"], texts.targets["end"]
+    assert 0 < start <= end and window.offsets[start][0] == context.index(answer)
+    assert task().evaluate(perfect(texts), texts, data.train, data)["exact_match"] == 100
 
 
 def test_windows_without_the_answer_teach_nothing_in_1_1(tokenizer, data):

@@ -209,6 +209,19 @@ def test_offsets_hold_in_every_window(tokenizer_file, word):
     assert decoder.line(found) == f"{word}\t{found['score']:.4f}\t{at}-{at + len(word)}"
 
 
+@pytest.mark.parametrize(
+    ("context", "answer"), [("in cafe\u0301 berlin", "cafe\u0301"), ("anna cafe\u0301", "anna cafe\u0301"), ("in cafe berlin", "cafe")]
+)
+def test_an_answer_keeps_the_accent_of_its_last_letter(encoder, context, answer):
+    example, at = {"question": "who", "context": context}, context.index(answer)
+    (encoding,) = encodings = reader().encode(encoder, example)
+    logits = np.zeros((2, len(encoding.ids)))
+    inside = [i for i, ((a, _), n) in enumerate(zip(encoding.offsets, encoding.sequences, strict=True)) if n == 1 and at <= a < at + len(answer)]
+    logits[0, inside[0]] = logits[1, inside[-1]] = SURE
+    found = reader().answer(example, encodings, [{"start_logits": logits[0], "end_logits": logits[1]}])
+    assert (found["answer"], found["start"], found["end"]) == (answer, at, at + len(answer))
+
+
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.5])
 def test_no_answer_where_the_null_score_is_above_the_best_span_by_more_than_the_threshold(tokenizer_file, threshold):
     encoder, decoder = TextEncoder(tokenizer_file, 14), reader(no_answer=True, null_threshold=threshold)
