@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pipeline.tasks.base import SPLITS
+from pipeline.tasks.files import add_unlabeled, is_there, read_text, shown
 from runtimes.errors import BadInput
 from runtimes.registry import Registry
 
 if TYPE_CHECKING:
-    from pipeline.tasks.base import Data, Task
+    from pipeline.tasks.base import Data, Row, Task
 
 DEFAULT_KIND = "text-classification"
 TASKS = Registry("pocketbert.tasks", {
@@ -51,18 +53,45 @@ def load_data(task: Task, recipe_folder: Path | None) -> Data:
             raise BadInput(f"task.data: {BUILT_IN_DATA} holds data for {DEFAULT_KIND}, not for {task.kind}")
         return task.make(command_rows(), BUILT_IN_DATA)
     place = find_data(task, recipe_folder)
-    if place.is_file():
+    if not place.is_dir():
         return with_unlabeled(task, with_fewer_rows(task, read_file(task, place)), place.parent)
-    return with_unlabeled(task, with_fewer_rows(task, task.read(place)), place)
+    data = task.read(place)
+    told = (*rows_seen_twice(task, data), *labels_alike(data))
+    return with_unlabeled(task, with_fewer_rows(task, replace(data, notes=(*data.notes, *told))), place)
+
+
+def rows_seen_twice(task: Task, data: Data) -> list[str]:
+    """A sentence where test rows have the texts of training rows: their figures flatter."""
+    def texts(row: Row) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(task.example(row).items()))
+
+    seen = {texts(row) for row in data.train}
+    count = sum(texts(row) in seen for row in data.test)
+    return [f"{count} of the {len(data.test)} rows of test also stand in train, so that the figures of test flatter"] if count else []
+
+
+def labels_alike(data: Data) -> list[str]:
+    """Sentences about classes whose names differ only in case, blanks or Unicode form, which may be one class."""
+    found = []
+    for names in data.labels.values():
+        kinds: dict[str, list[str]] = {}
+        for name in names:
+            kinds.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+        alike = [" and ".join(map(repr, group)) for group in kinds.values() if len(group) > 1]
+        if alike:
+            told = f"{len(alike)} times labels differ only in case, blanks or Unicode form, such as {alike[0]}"
+            found.append(f"{told}; they are different classes here")
+    return found
 
 
 def find_data(task: Task, recipe_folder: Path | None) -> Path:
     """The folder, or file, that ``task.data`` names; BadInput if there is none."""
     tried = list(search(task.data, recipe_folder))
     for place in tried:
-        if place.exists():
+        if is_there(place):
             return place
-    raise BadInput(f"task.data: no folder or file {task.data!r}; looked for {', '.join(map(str, tried))}. --data names another")
+    looked = shown(", ".join(map(str, tried)), 1000)
+    raise BadInput(f"task.data: no folder or file {shown(repr(task.data))}; looked for {looked}. --data names another")
 
 
 def read_file(task: Task, path: Path) -> Data:
@@ -71,6 +100,7 @@ def read_file(task: Task, path: Path) -> Data:
     Raises:
         BadInput: with the file's own name and line.
     """
+    read_text(path)  # refuses what cannot be read under its own name
     with TemporaryDirectory(prefix="pocketbert-") as name:
         copies = [Path(name) / f"{split}{path.suffix}" for split in SPLITS]
         for copy in copies:
@@ -102,13 +132,11 @@ def with_unlabeled(task: Task, data: Data, folder: Path) -> Data:
     """``data`` with the rows of ``task.unlabeled``, which count in its fingerprint."""
     if task.unlabeled is None:
         return data
-    from pipeline.tasks.files import add_unlabeled
-
     for name in [task.unlabeled] if isinstance(task.unlabeled, str) else task.unlabeled:
         tried = [folder / name, *search(name, folder.parent)]
-        path = next((path for path in tried if path.is_file()), None)
+        path = next((path for path in tried if is_there(path)), None)
         if path is None:
-            raise BadInput(f"task.unlabeled: no file {name!r}; looked for {', '.join(map(str, tried))}")
+            raise BadInput(f"task.unlabeled: no file {shown(repr(name))}; looked for {shown(', '.join(map(str, tried)), 1000)}")
         data = add_unlabeled(task, data, path)
     return data
 

@@ -10,8 +10,9 @@ file                 rows
 ===================  ================================================================================================
 
 All are UTF-8, with or without a byte order mark. Every fault names the file and the line. A folder needs ``train`` and one of
-``validation`` and ``test``: missing validation rows are held out of the training rows, and missing test rows are half of the
-validation rows, so that no row serves for a choice and for the final figure.
+``validation`` (also called ``dev``, ``valid`` or ``val``) and ``test``, each in one
+file. Missing validation rows are held out of the training rows, and missing test rows are half of the validation rows, so that no row
+serves for a choice and for the final figure.
 
 What this file does not do: know what columns a task needs.
 """
@@ -35,16 +36,49 @@ from runtimes.errors import BadInput
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".conll", ".txt")
 HELD_OUT_SHARE = 0.1
+LONGEST_LABEL = 1000
+"""Characters."""
 LONGEST_CSV_FIELD = 2**31 - 1
 """Characters; the csv module stops at 131,072 unless told otherwise."""
 DOCUMENT_START = "-DOCSTART-"
+OTHER_NAMES = {"validation": ("dev", "valid", "val")}
+"""What a split is also called."""
+LARGEST_NUMBER = 1e15
+"""Training squares numbers in float32, which ends at 3.4e38."""
+OTHER_FORMATS = {
+    b"\x1f\x8b": "compressed with gzip; unpack it", b"PK\x03\x04": "a zip archive; unpack it", b"PAR1": "Parquet; write it as JSON lines or CSV",
+    b"\xff\xfe": "UTF-16 or UTF-32; convert it to UTF-8", b"\xfe\xff": "UTF-16; convert it to UTF-8",
+    b"\x00\x00\xfe\xff": "UTF-32; convert it to UTF-8",
+}  # fmt: skip
+"""First bytes of files that people take for text in UTF-8."""
 
 # --- splits -------------------------------------------------------------------------------------------------------------
 
 
 def split_file(folder: Path, name: str, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
-    """The file ``name`` with the first of ``suffixes`` that exists."""
-    return next((folder / (name + suffix) for suffix in suffixes if (folder / (name + suffix)).is_file()), None)
+    """The file ``name``, or another name of that split, with one of ``suffixes``; None if there is none.
+
+    Raises:
+        BadInput: two of them, or what is no file.
+    """
+    found = []
+    for one in (name, *OTHER_NAMES.get(name, ())):
+        found += [folder / (one + suffix) for suffix in suffixes if is_there(folder / (one + suffix))]
+    if len(found) > 1:
+        raise BadInput(f"{folder}: {' and '.join(path.name for path in found)} may both be the {name} rows; leave one of them")
+    for path in found:
+        if not path.is_file():
+            raise BadInput(f"{path}: not a file that can be read, but a folder, a device, or a link to nothing")
+    return found[0] if found else None
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path names something, a link to nothing included; False for a name that no file can have."""
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def split_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
@@ -58,8 +92,17 @@ def split_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, P
     found = {split: path for split in SPLITS if (path := split_file(folder, split, suffixes)) is not None}
     for split in ("train", "test"):
         if split not in found and not (split == "test" and "validation" in found):
-            raise BadInput(f"task.data: {folder} has no {split} file; a file {split} with one of {', '.join(suffixes)} is needed")
+            wanted = [split] if split == "train" else ["validation", "test"]
+            near = sorted(path.name for path in folder.iterdir() if path.name.lower().startswith(tuple(f"{name}." for name in wanted)))
+            instead = f"; {', '.join(near)} cannot be read" if near else ""
+            named = " or ".join(wanted)
+            raise BadInput(f"task.data: {folder} has no {split} file; a file {named} with one of {', '.join(suffixes)} is needed{instead}")
     return found
+
+
+def told_names(files: Mapping[str, Path]) -> list[str]:
+    """Sentences about files whose name is not that of their split."""
+    return [f"{path.name} is taken as the {split} rows" for split, path in files.items() if path.stem != split]
 
 
 def read_splits(
@@ -74,12 +117,13 @@ def read_splits(
     Raises:
         BadInput: see :func:`split_files` and :func:`read_records`; a file without rows.
     """
-    rows = {}
-    for split, path in split_files(folder).items():
+    rows, files = {}, split_files(folder)
+    for split, path in files.items():
         rows[split] = [parse(record, f"{path}:{line}") for line, record in read_records(path)]
         if not rows[split]:
             raise BadInput(f"{path}: no rows")
-    return fill_missing(rows, folder, by)
+    rows, notes = fill_missing(rows, folder, by)
+    return rows, (*told_names(files), *notes)
 
 
 def fill_missing(
@@ -182,7 +226,17 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark."""
-    data = path.read_bytes()
+    try:
+        if not path.is_file():
+            raise BadInput(f"{path}: not a file that can be read")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from error
+    for beginning, what in OTHER_FORMATS.items():
+        if data.startswith(beginning):
+            raise BadInput(f"{path}:1: not UTF-8, but {what}")
+    if data[1:2] == b"\0" or data[:1] == b"\0":  # of an ASCII letter in UTF-16, one byte is 0
+        raise BadInput(f"{path}:1: not UTF-8, but UTF-16 or no text at all; convert it to UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -196,20 +250,30 @@ def _json_lines(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = json.loads(text, object_pairs_hook=_each_key_once)
         except (ValueError, RecursionError) as error:
-            raise BadInput(f"{path}:{line}: not JSON: {error}") from error
+            raise BadInput(f"{path}:{line}: not JSON: {error}; JSON lines are one object a line") from error
         if not isinstance(record, dict):
-            raise BadInput(f"{path}:{line}: an object with columns is needed, got {type(record).__name__}")
+            raise BadInput(f"{path}:{line}: an object with columns is needed, got {type(record).__name__}; JSON lines are one object a line")
         if "\\u" in text:  # only an escape can make half of a pair: the file is UTF-8
             refuse_surrogates(record, f"{path}:{line}")
         yield line, record
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return made
 
 
 def refuse_surrogates(value: Any, place: str) -> None:
     """Refuse half of a surrogate pair anywhere in what was read from JSON: no UTF-8 file can hold it."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise BadInput(f"{place}: lists or objects lie too deep in each other") from error
     except UnicodeEncodeError as error:
         raise BadInput(f"{place}: half of a surrogate pair ({error.object[error.start]!r}), which is no character; write the whole pair") from error
 
@@ -243,7 +307,8 @@ def _with_header(path: Path, numbered: Sequence[tuple[int, list[str]]]) -> Itera
         raise BadInput(f"{path}:{line}: the header names a column twice: {', '.join(header)}")
     for line, cells in numbered[1:]:
         if len(cells) != len(header):
-            raise BadInput(f"{path}:{line}: the row does not have the {len(header)} columns of the header, but {len(cells)}")
+            raise BadInput(f"{path}:{line}: the row does not have the {len(header)} columns of the header, but {len(cells)}"
+                           + ("; a text with commas stands in quotation marks" if path.suffix == ".csv" else ""))
         yield line, dict(zip(header, cells, strict=True))
 
 
@@ -271,16 +336,32 @@ def _sentences(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]
 def column_of(record: Mapping[str, Any], column: str, place: str) -> Any:
     """A column of a row; BadInput names those that there are."""
     if column not in record:
-        raise BadInput(f"{place}: no column {column!r}; the columns are {', '.join(map(str, record))}")
+        raise BadInput(f"{place}: no column {column!r}; the columns are {shown(', '.join(map(str, record)))}")
     return record[column]
+
+
+def shown(text: str, most: int = 200) -> str:
+    """The beginning of a text that may be long, for a message."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def text_of(record: Mapping[str, Any], column: str, place: str, numbers: bool = False) -> str:
     """A column as text that is not empty; ``numbers``: whole numbers are written out."""
     value = column_of(record, column, place)
     if isinstance(value, bool) or not isinstance(value, str | int if numbers else str) or not str(value).strip():
-        raise BadInput(f"{place}: {column} must be a text that is not empty, got {value!r}")
+        raise BadInput(f"{place}: {column} must be a text that is not empty, got {shown(repr(value))}")
     return str(value)
+
+
+def label_of(value: str, column: str, place: str) -> str:
+    """``value`` if it can be the name of a class, which stands on a line of labels.txt."""
+    if len(value.splitlines()) > 1 or value != value.strip("\r\n"):
+        raise BadInput(f"{place}: {column} {shown(repr(value))} has a line break; labels stand one to a line in labels.txt")
+    if "\0" in value:
+        raise BadInput(f"{place}: {column} {shown(repr(value))} has a NUL character; remove it")
+    if len(value) > LONGEST_LABEL:
+        raise BadInput(f"{place}: {column} has {len(value)} characters, and the name of a class at most {LONGEST_LABEL}; is it another column?")
+    return value
 
 
 def number_of(record: Mapping[str, Any], column: str, place: str) -> float:
@@ -290,6 +371,6 @@ def number_of(record: Mapping[str, Any], column: str, place: str) -> float:
         number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
     except (ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise BadInput(f"{place}: {column} must be a finite number, got {value!r}")
+    if not math.isfinite(number) or abs(number) > LARGEST_NUMBER:
+        raise BadInput(f"{place}: {column} must be a finite number up to {LARGEST_NUMBER:g}, got {shown(repr(value))}")
     return number

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.tasks.base import SPLITS, Data, Metric, Outputs, Row, Task
 from pipeline.tasks.batches import IGNORED, EncodedTexts
-from pipeline.tasks.files import fingerprint, read_splits, text_of
+from pipeline.tasks.files import fingerprint, label_of, read_splits, text_of
 from pipeline.tasks.heads import head_shape
 from pipeline.tasks.tagged import encode_words, predicted_tags, span_scores, tag_names, to_bio, tokens_and_tags, unseen_words, word_loss
 from runtimes.errors import BadInput
@@ -58,9 +58,7 @@ class IntentAndSlots(Task):
 
     def _row(self, record: dict[str, Any], place: str) -> Row:
         tokens, tags = tokens_and_tags(record, self.tokens_column, self.tags_column, place)
-        label = text_of(record, self.label_column, place, numbers=True)
-        if len(label.splitlines()) > 1 or label != label.strip("\r\n"):
-            raise BadInput(f"{place}: {self.label_column} {label!r} has a line break; labels stand one to a line in labels.txt")
+        label = label_of(text_of(record, self.label_column, place, numbers=True), self.label_column, place)
         return {"label": label, "tokens": tokens, "tags": tags, "place": place}
 
     def heads(self, data: Data) -> list[dict[str, Any]]:

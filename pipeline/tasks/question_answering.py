@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from pipeline.tasks.base import Data, Metric, Outputs, Row, Task
 from pipeline.tasks.batches import IGNORED, EncodedTexts, from_id_lists
-from pipeline.tasks.files import fill_missing, fingerprint, read_text, refuse_surrogates, split_files
+from pipeline.tasks.files import fill_missing, fingerprint, read_text, refuse_surrogates, split_files, told_names
 from pipeline.tasks.heads import head_shape
 from runtimes.decode.question_answering import QuestionAnswering as Decoder
 from runtimes.decode.words import end_with_marks
@@ -71,14 +71,14 @@ class QuestionAnswering(Task):
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def read(self, folder: Path) -> Data:
-        rows = {}
-        for split, path in split_files(folder, (".json",)).items():
+        rows, files = {}, split_files(folder, (".json",))
+        for split, path in files.items():
             rows[split] = list(read_squad(path))
             if not rows[split]:
                 raise BadInput(f"{path}: no questions")
         rows, notes = fill_missing(rows, folder, group=lambda row: row["title"])
         splits = [rows[split] for split in ("train", "validation", "test")]
-        return Data(*splits, {}, fingerprint(splits), notes)
+        return Data(*splits, {}, fingerprint(splits), (*told_names(files), *notes))
 
     def heads(self, data: Data) -> list[dict[str, Any]]:
         return [head_shape("span", ["start_logits", "end_logits"], "all", 2)]
@@ -199,7 +199,7 @@ def read_squad(path: Path) -> Iterator[Row]:
 
 def _question(title: str, context: str, question: dict[str, Any], second_version: bool, place: str) -> Row:
     asked = question["question"]
-    refuse_surrogates([title, asked, context], place)
+    refuse_surrogates([title, asked, context, str(question["id"])], place)
     if not asked.strip() or not context.strip():
         raise BadInput(f"{place}: question and context must not be empty")
     impossible = bool(question.get("is_impossible", False))

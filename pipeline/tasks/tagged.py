@@ -48,7 +48,7 @@ def tokens_and_tags(record: dict[str, Any], tokens_column: str, tags_column: str
             raise BadInput(f"{place}: tag {tag!r} has a line break")
     for token in tokens:
         if len(token.split()) > 1:
-            raise BadInput(f"{place}: token {token!r} has a blank; split it, with a tag for each part")
+            raise BadInput(f"{place}: {tokens_column}: token {token!r} has a blank; split it, with a tag for each part")
     return tokens, tags
 
 

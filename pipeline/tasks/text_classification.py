@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from pipeline.tasks.base import Data, Metric, Outputs, Row
 from pipeline.tasks.batches import EncodedTexts
-from pipeline.tasks.files import fingerprint, read_splits, text_of
+from pipeline.tasks.files import fingerprint, label_of, read_splits, shown, text_of
 from pipeline.tasks.text_or_pair import TextOrPair
 from runtimes.errors import BadInput
 
@@ -107,14 +107,14 @@ class TextClassification(TextOrPair):
     def _row(self, record: dict[str, Any], place: str) -> Row:
         row = self.texts_row(record, place) | {"place": place}
         if not self.multi_label:
-            return row | {"label": _label(text_of(record, self.label_column, place, numbers=True), self.label_column, place)}
+            return row | {"label": label_of(text_of(record, self.label_column, place, numbers=True), self.label_column, place)}
         if self.label_column not in record:
             text_of(record, self.label_column, place)  # says which columns there are
         given = record[self.label_column]
         given = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
         if not isinstance(given, list) or not given or not all(isinstance(label, str) and label.strip() for label in given):
-            raise BadInput(f"{place}: {self.label_column} must be a list with at least one label, got {given!r}")
-        return row | {"labels": sorted({_label(label, self.label_column, place) for label in given})}
+            raise BadInput(f"{place}: {self.label_column} must be a list with at least one label, got {shown(repr(given))}")
+        return row | {"labels": sorted({label_of(label, self.label_column, place) for label in given})}
 
     def _read_out_of_scope(self, folder: Path) -> dict[str, list[Row]]:
         """Rows of no class by split; training ones are not used."""
@@ -246,9 +246,3 @@ def chosen_threshold(confidence: np.ndarray, right: np.ndarray, in_scope: np.nda
     kept = (confidence[in_scope & right][None] >= candidates[:, None]).sum(1) / in_scope.sum()
     rejected = (confidence[~in_scope][None] < candidates[:, None]).mean(1)
     return float(candidates[(kept + rejected).argmax()])
-
-
-def _label(text: str, column: str, place: str) -> str:
-    if len(text.splitlines()) > 1 or text != text.strip("\r\n"):
-        raise BadInput(f"{place}: {column} {text!r} has a line break; labels stand one to a line in labels.txt")
-    return text
