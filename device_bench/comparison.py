@@ -100,10 +100,10 @@ def read_bench(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give a file that `pocketbert bench --out` wrote") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: no JSON ({error}); give a file that `pocketbert bench --out` wrote") from error
     kind, _, version = str(document.get("format") if isinstance(document, dict) else None).rpartition(" ")
-    if kind != FORMAT or not version.isdigit():
+    if kind != FORMAT or not version.isascii() or not version.isdigit() or len(version) > 9:
         raise BadInput(f"{path}: not a bench document; give a file that `pocketbert bench --out` wrote")
     if int(version) > VERSION:
         raise BadInput(f"{path}: format {version} of bench documents, this version reads up to {VERSION}; update pocketbert")
@@ -111,7 +111,7 @@ def read_bench(path: Path) -> dict[str, Any]:
         if int(version) == 1:
             _upgrade(document)
         _check(document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise BadInput(f"{path}: damaged bench document: {what}; measure again") from error
     return document

@@ -31,6 +31,10 @@ from runtimes.errors import BadInput
 
 KINDS = ("local", "ssh", "adb", "qemu")
 CLUSTERS = ("big", "little")
+MOST = {"threads": 1024, "cores": 4095, "memory_cap_mb": 1e8, "deadline_s": 1e6}
+"""Larger values are slips: no place that is measured has so much."""
+LONGEST_TEXT = 4096
+"""Characters of a name or path."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ def read_lab(path: Path) -> list[Place]:
     """The places of a lab file."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read as a lab file: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
+        raise BadInput(f"{str(path)[:200]}: cannot be read as a lab file: {str(error)[:200]}") from error
     unknown = [key for key in raw if key != "target"]
     tables = raw.get("target")
     if unknown or not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
@@ -165,7 +169,8 @@ def _checked(table: dict[str, Any], where: str, strict: bool) -> Place:
     kind = on.partition(":")[0] if isinstance(on, str) else None
     if kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, n=1)
-        raise BadInput(f"{where}: on = {on!r} is no target" + (f"; did you mean {near[0]}?" if near else "") + "; known are local, ssh:, adb:, qemu:")
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise BadInput(f"{where}: on = {_shown(on)} is no target{guess}; known are local, ssh:, adb:, qemu:")
     if kind in ("ssh", "qemu") and not on.partition(":")[2]:
         raise BadInput(f"{where}: {kind} needs an address: {'ssh:USER@HOST' if kind == 'ssh' else 'qemu:cortex-a76'}")
     if kind == "local" and on != "local":
@@ -183,18 +188,38 @@ def _checked(table: dict[str, Any], where: str, strict: bool) -> Place:
 def _checked_value(key: str, value: Any, where: str) -> Any:
     default = next(field.default for field in fields(Place) if field.name == key)
     if key == "cores":
-        fits = value is None or value in CLUSTERS or _is_list(value, int)
+        fits = value is None or (isinstance(value, str) and value in CLUSTERS) or (_is_list(value, int) and _are_counts(value, key, least=0))
     elif key == "memory_cap_mb":
-        fits = value is None or (type(value) in (int, float) and value > 0)
+        fits = value is None or (type(value) in (int, float) and 0 < value <= MOST[key])
+    elif key == "threads":
+        fits = _is_list(value, int) and _are_counts(value, key, least=1)
     elif isinstance(default, tuple):
-        fits = _is_list(value, int if key == "threads" else str)
+        fits = _is_list(value, str) and all(_is_text(item) for item in value)
     elif isinstance(default, float):
-        fits = type(value) in (int, float) and value > 0
+        fits = type(value) in (int, float) and 0 < value <= MOST[key]
+    elif isinstance(default, str):
+        fits = _is_text(value)
     else:
-        fits = type(value) is (bool if isinstance(default, bool) else str)
+        fits = type(value) is bool
     if not fits:
-        raise BadInput(f"{where}: {key} = {value!r} is nothing that {key} can be")
+        limit = f"; at most {MOST[key]:g}, and none twice" if key in MOST else ""
+        raise BadInput(f"{where}: {key} = {_shown(value)} is nothing that {key} can be{limit}")
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _shown(value: Any) -> str:
+    """``value`` for a message, cut where it is long."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "a huge number"
+    return f"{value!r:.200}"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT and "\0" not in value
+
+
+def _are_counts(values: Sequence[int], key: str, least: int) -> bool:
+    return len(set(values)) == len(values) and all(least <= value <= MOST[key] for value in values)
 
 
 def _is_list(value: Any, kind: type) -> bool:

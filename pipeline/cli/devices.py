@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -13,6 +14,11 @@ from pipeline.cli.console import AsJson, guarded, print_json
 from runtimes.errors import BadInput, GateFailed
 
 devices_app = typer.Typer(help="What can be measured on, and setting it up.", no_args_is_help=True)
+
+MOST_MINUTES = 24 * 60
+MOST_MB = 1e8
+MOST_THREADS, MOST_CORE, MOST_TOKENS = 1024, 4095, 100_000
+"""Larger values on the command line are slips."""
 
 Junit = Annotated[Optional[Path], typer.Option("--junit", help="Write the comparison as JUnit XML, for CI.")]
 Markdown = Annotated[Optional[Path], typer.Option("--markdown", help="Write the comparison as a Markdown table.")]
@@ -65,15 +71,21 @@ def bench(
     from pipeline.reports.bench_report import print_bench
     from runtimes.bundle import open_bundle
 
-    opened = open_bundle(bundle)
     allowed = _percent(max_regression)
+    if not 0 <= sustained <= MOST_MINUTES:
+        raise BadInput(f"--sustained {sustained:g}: minutes from 0 to {MOST_MINUTES} are needed")
+    if memory_cap is not None and not 0 < memory_cap <= MOST_MB:
+        raise BadInput(f"--memory-cap {memory_cap:g}: megabytes above 0, up to {MOST_MB:g}, are needed")
+    for option, path in (("--out", out), ("--junit", junit), ("--markdown", markdown)):
+        _check_writable(option, path)
+    opened = open_bundle(bundle)
     before = None if baseline is None else read_bench(baseline)
     places = parse_places(on, provision=provision, cores=_cores(cores), **({} if memory_cap is None else {"memory_cap_mb": memory_cap}))
     progress = Progress(quiet)
     examples, score = ([], None) if texts is None else read_examples(opened, texts, most_texts, progress.say)
     plan = Plan(
-        tier=tier, files=files or [], examples=examples, score=score, threads=_numbers("--threads", threads or ""),
-        lengths=_numbers("--lengths", lengths), sustained_minutes=sustained,
+        tier=tier, files=files or [], examples=examples, score=score, threads=_numbers("--threads", threads or "", MOST_THREADS),
+        lengths=_numbers("--lengths", lengths, MOST_TOKENS), sustained_minutes=sustained,
     )  # fmt: skip
     document = run_bench(opened, places, plan, progress.say)
     if out is not None:
@@ -101,6 +113,8 @@ def compare(
     """Say what got faster or slower between two measurements, and what cannot be told from noise."""
     from device_bench.comparison import read_bench
 
+    for option, path in (("--junit", junit), ("--markdown", markdown)):
+        _check_writable(option, path)
     _compare(read_bench(before), read_bench(after), _percent(max_regression), junit, markdown, as_json=as_json)
 
 
@@ -225,23 +239,35 @@ def _percent(text: str) -> float:
     return value / 100
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def _numbers(option: str, text: str, most: int, least: int = 1) -> list[int]:
+    """Whole numbers with commas between them, none twice: a row of a measurement would be measured, and waited for, twice."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    fit = all(part.isascii() and part.isdigit() and len(part) < 10 and least <= int(part) <= most for part in parts)
+    if not fit or len({int(part) for part in parts}) < len(parts):
+        wanted = f"whole numbers from {least} to {most} with commas between them, none twice, are needed, such as 1,4"
+        raise BadInput(f"{option} {text[:200]!r}: {wanted}")
+    return [int(part) for part in parts]
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    """Before anything is measured: a file that cannot be written would lose it all."""
+    if path is None:
+        return
     try:
-        values = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        values = [0]
-    if any(value < 1 for value in values):
-        raise BadInput(f"{option} {text!r}: whole numbers with commas between them are needed, such as 1,4")
-    return values
+        bad = path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)
+    except (OSError, ValueError):
+        bad = True
+    if bad or path.resolve().is_relative_to("/proc"):
+        raise BadInput(f"{option} {str(path)[:200]!r}: cannot be written; name a file in a folder that is there")
 
 
 def _cores(text: str | None) -> tuple[int, ...] | str | None:
     if text is None or text in ("big", "little"):
         return text
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise BadInput(f"--cores {text!r}: big, little, or core numbers with commas between them, such as 0,2") from None
+    found = tuple(_numbers("--cores (big, little, or core numbers)", text, MOST_CORE, least=0))
+    if not found:
+        raise BadInput("--cores '': big, little, or core numbers with commas between them, such as 0,2")
+    return found
 
 
 def _say(message: str) -> None:

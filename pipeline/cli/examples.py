@@ -96,8 +96,10 @@ def read_examples(bundle: Bundle, path: Path, most: int, say: Callable[[str], No
     Raises:
         BadInput: no such file, none that can be read, or no example in it.
     """
-    if not path.is_file():
-        raise BadInput(f"--texts {path}: no such file")
+    from pipeline.tasks.files import is_there
+
+    if not is_there(path) or not path.is_file():
+        raise BadInput(f"--texts {str(path)[:200]}: no such file")
     decoder = bundle.decoder()
     if path.suffix == ".txt":
         with path.open("rb") as raw:

@@ -12,7 +12,7 @@ What this file does not do: know any case.
 from __future__ import annotations
 
 import contextlib
-import io
+import importlib
 import json
 import os
 import resource
@@ -31,6 +31,17 @@ EXIT_CODES = (0, 2, 3, 4, 5, 130)
 TIME_LIMIT_S = 60.0
 CPU_LIMIT_S = 20.0
 """A case that takes longer has hung: on a busy machine the time goes by, but the child's own work does not."""
+PRELOADED = (
+    "torch",
+    "pipeline.cli.main",
+    "pipeline.flow.engine",
+    "pipeline.flow.recipe",
+    "pipeline.stages.finetune",
+    "pipeline.tasks.bag_of_words",
+    "device_bench.bench",
+    "runtimes.backends",
+)
+"""What each case would otherwise import anew, for seconds."""
 PUBLISHED = ("out", "cache")
 """Folders that a command may write besides what it is told to."""
 
@@ -93,7 +104,7 @@ def faults(outcome: Outcome, codes: Sequence[int] = EXIT_CODES, says: Iterable[s
     told = outcome.stderr + outcome.stdout
     if outcome.code in (2, 3, 4, 5):
         last = [line for line in outcome.stderr.splitlines() if line.strip()]
-        if not any(line.startswith("error: ") and len(line) > len("error: ") + 10 or "Error" in line for line in last):
+        if not any((line.startswith("error: ") and len(line) > len("error: ") + 10) or "Error" in line for line in last):
             found.append("no line that begins with error:")
     found += [f"{word!r} is not said" for word in says if word not in told]
     found += [f"{path} is left behind" for path in outcome.left_behind]
@@ -170,17 +181,9 @@ def _preload() -> None:
     from pipeline.cli.console import quieten_libraries
 
     quieten_libraries()
-    import torch
-
-    import device_bench.bench
-    import pipeline.cli.main
-    import pipeline.flow.engine
-    import pipeline.flow.recipe
-    import pipeline.stages.finetune
-    import pipeline.tasks.bag_of_words
-    import runtimes.backends  # noqa: F401
-
-    torch.set_num_threads(1)
+    for module in PRELOADED:
+        importlib.import_module(module)
+    sys.modules["torch"].set_num_threads(1)
 
 
 def _forked(request: dict[str, object]) -> dict[str, object]:
@@ -208,7 +211,7 @@ def _child(request: dict[str, object]) -> None:
         place = Path(request["place"])
         for number, (name, flags) in enumerate([("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY | os.O_CREAT), ("stderr", os.O_WRONLY | os.O_CREAT)]):
             os.dup2(os.open(place / name, flags, 0o600), number)
-        sys.stdin, sys.stdout, sys.stderr = (io.open(n, mode, encoding="utf-8", closefd=False) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+        sys.stdin, sys.stdout, sys.stderr = (open(n, mode, encoding="utf-8", closefd=False) for n, mode in ((0, "r"), (1, "w"), (2, "w")))  # noqa: SIM115
         sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
         os.environ["TMPDIR"] = tempfile.tempdir = str(place / "temporary")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tests.badinput.harness import Case
