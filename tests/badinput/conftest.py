@@ -1,12 +1,9 @@
-"""The server that runs the cases, and one small bundle and measurement that they damage."""
+"""The server that runs the cases, and the small bundle that they take."""
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,24 +22,6 @@ def runner() -> Iterator[Runner]:
 def small_bundle(tmp_path_factory, tokenizer_file, pieces) -> Path:  # noqa: F811
     """A bundle of text classification whose files are tables in place of a model."""
     return write_bundle(tmp_path_factory.mktemp("bundle"), "text-classification", tokenizer_file, len(pieces))
-
-
-@pytest.fixture(scope="session")
-def measured(runner, small_bundle, tmp_path_factory) -> dict[str, Any]:
-    """What ``bench --out`` wrote about the small bundle."""
-    folder = tmp_path_factory.mktemp("measured")
-    case = Case(
-        "bench", ["bench", "{bundle}", "--tier", "rapid", "--file", "onnx/model.onnx", "--threads", "1", "--lengths", "8", "--out", "a.json"],
-        codes=[0], writes=["a.json"],
-    )  # fmt: skip
-    check(case, runner.run(case, folder, bundle=small_bundle))
-    return json.loads((folder / "a.json").read_text())
-
-
-@pytest.fixture
-def document(measured) -> dict[str, Any]:
-    """A copy of the measurement, to be damaged."""
-    return copy.deepcopy(measured)
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from typing import Any
 
 from tests.badinput.harness import Case
 
@@ -120,45 +118,6 @@ def arguments() -> Iterator[Case]:
         for name in ("none/a.json", ".", "x" * 5000, "/proc/a.json"):
             extra = () if option == "--out" else ("--baseline", "whole.json")
             yield Case(f"{option} {name[:12]!a}", (*BENCH, option, name, *extra), {}, [option])
-
-
-MEASURED = object()
-VALUES: dict[str, Any] = {
-    "removed": MEASURED,
-    "null": None,
-    "true": True,
-    "negative": -1,
-    "zero": 0,
-    "huge": 10**400,
-    "1e308": 1e308,
-    "text": "x",
-    "list": [],
-    "object": {},
-    "list of null": [None],
-    "half a surrogate": "\ud800",
-}
-"""What parts of a measurement become."""
-
-
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Places in a document: every key, and the first item of every list."""
-    items = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else []
-    for key, item in items:
-        yield (*path, key)
-        yield from leaves(item, (*path, key))
-
-
-def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy with another value at ``path``."""
-    made = copy.deepcopy(document)
-    at = made
-    for key in path[:-1]:
-        at = at[key]
-    if value is MEASURED:
-        del at[path[-1]]
-    else:
-        at[path[-1]] = value
-    return made
 
 
 WHOLE = {
