@@ -197,7 +197,7 @@ def _checked_value(key: str, value: Any, where: str) -> Any:
         fits = _is_list(value, str) and all(_is_text(item) for item in value)
     elif isinstance(default, float):
         fits = type(value) in (int, float) and 0 < value <= MOST[key]
-    elif isinstance(default, str):
+    elif key == "on" or isinstance(default, str):  # on has no default
         fits = _is_text(value)
     else:
         fits = type(value) is bool
