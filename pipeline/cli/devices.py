@@ -245,7 +245,8 @@ def _numbers(option: str, text: str, most: int, least: int = 1) -> list[int]:
     fit = all(part.isascii() and part.isdigit() and len(part) < 10 and least <= int(part) <= most for part in parts)
     if not fit or len({int(part) for part in parts}) < len(parts):
         wanted = f"whole numbers from {least} to {most} with commas between them, none twice, are needed, such as 1,4"
-        raise BadInput(f"{option} {text[:200]!r}: {wanted}")
+        named = "big, little, or " if option == "--cores" else ""
+        raise BadInput(f"{option} {text[:200]!r}: {named}{wanted}")
     return [int(part) for part in parts]
 
 
@@ -264,7 +265,7 @@ def _check_writable(option: str, path: Path | None) -> None:
 def _cores(text: str | None) -> tuple[int, ...] | str | None:
     if text is None or text in ("big", "little"):
         return text
-    found = tuple(_numbers("--cores (big, little, or core numbers)", text, MOST_CORE, least=0))
+    found = tuple(_numbers("--cores", text, MOST_CORE, least=0))
     if not found:
         raise BadInput("--cores '': big, little, or core numbers with commas between them, such as 0,2")
     return found
