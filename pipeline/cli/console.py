@@ -15,6 +15,11 @@ import typer
 
 from runtimes.errors import PocketbertError
 
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
+"""How threads of a matrix product wait for each other: some microseconds awake, then asleep. Threads that go on spinning (libgomp's
+own 300,000 rounds) take the core from the one they wait for wherever something else computes as well;
+``python -m benchmarks.neighbour`` measures both."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -66,7 +71,7 @@ def quieten_libraries() -> None:
     """Keep libraries from printing over our own output, and from opening connections. Set before they are imported."""
     for name, value in {
         "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
-        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "TORCH_CPP_LOG_LEVEL": "ERROR", **WAITING,
     }.items():  # fmt: skip
         os.environ.setdefault(name, value)
     for name in ("torchao", "torch.utils._pytree"):  # what they warn of at import concerns nobody who runs a recipe

@@ -131,19 +131,29 @@ class _Run:
             "inputs": {role: artifact.sha256 for role, artifact in inputs.items()}, "data": self.data.fingerprint,
             "task": [recipe.task.kind, recipe.task.model_dump(exclude={"data"}), code_digest(type(recipe.task).__module__)],
             "seed": recipe.seed, "libraries": library_versions(),
-            "whole": self.ledger.fingerprint() if stage.reads_ledger else None,
+            **self._machine(stage), "whole": self.ledger.fingerprint() if stage.reads_ledger else None,
         })  # fmt: skip
 
         def context(output: Path) -> Context:
             return Context(
                 recipe.name, recipe.seed, recipe.task, self.data, recipe.model.source, lock_text(recipe), inputs, output, cache.work(key),
-                self.progress, self.ledger.records, cache,
+                self.progress, self.ledger.records, cache, recipe.train,
             )  # fmt: skip
 
         record = _help(stage, key, cache, context) if processes.rank() > 0 else _lead(stage, key, cache, context)
         made = cache.artifacts(key, record)
         self.available |= {stage.writes.get(role, role): artifact for role, artifact in made.items()}
         return record
+
+    def _machine(self, stage: Stage) -> dict[str, Any]:
+        """What of the machine decides a stage's result: its GPU, where one trains. Nothing on a CPU with the usual [train] section."""
+        if not stage.trains:
+            return {}
+        from pipeline.models.device import choose, hardware
+
+        options = self.recipe.train.model_dump(exclude_defaults=True, exclude={"device"})
+        kind = hardware(choose(self.recipe.train.device, processes.count()))
+        return ({"train": options} if options else {}) | ({"hardware": kind} if kind else {})
 
     def _publish(self, bundle: Path) -> None:
         """Copy the bundle to ``out/bundle`` with its report; it appears whole or not at all."""
@@ -191,6 +201,7 @@ def _lead(stage: Stage, key: str, cache: Cache, make: Callable[[Path], Context])
         output.mkdir()
         context = make(output)
         started = time.monotonic()
+        context.progress.taken()
         stage.run(context)
         folders = {role: role for role in stage.gives if (output / role).is_dir()} | context.aliases
         missing = set(stage.gives) - set(folders)
@@ -199,7 +210,7 @@ def _lead(stage: Stage, key: str, cache: Cache, make: Callable[[Path], Context])
         hashes = {folder: tree_sha256(output / folder) for folder in set(folders.values())}
         record = {
             "stage": stage.use, "key": key, "seconds": round(time.monotonic() - started, 2), "notes": context.notes,
-            "subjects": [asdict(subject) for subject in context.subjects], "measurements": context.measurements,
+            "subjects": [asdict(subject) for subject in context.subjects], "measurements": context.measurements, "training": context.progress.taken(),
             "artifacts": {role: {"folder": f, "sha256": hashes[f]} for role, f in sorted(folders.items())},
         }  # fmt: skip
         cache.publish(key, output, record)

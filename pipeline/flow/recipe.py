@@ -1,6 +1,6 @@
 """The recipe: a TOML file that says what to compress, for what, how, and what the result must keep.
 
-``[model]``, ``[task]``, ``[budget]`` and ``[[stage]]`` tables in order. Every fault is reported with its place and,
+``[model]``, ``[task]``, ``[budget]``, ``[train]`` and ``[[stage]]`` tables in order. Every fault is reported with its place and,
 for a misspelt name, with the nearest known one. A recipe never reaches outside: absolute paths and ``..`` are
 refused; whoever runs it may point elsewhere on the command line.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.flow.registry import STAGES
+from pipeline.flow.train_section import TrainSection
 from pipeline.tasks import DEFAULT_KIND, TASKS
 from runtimes.bundle import is_safe_name
 from runtimes.errors import BadInput
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.flow.stage import Stage
     from pipeline.tasks.base import Task
 
-SECTIONS = ("model", "task", "budget")
+SECTIONS = ("model", "task", "budget", "train")
 PRESETS = resources.files("pipeline") / "recipes"
 
 
@@ -62,6 +63,7 @@ class Recipe(_Section):
     model: ModelSection
     task: Any
     budget: BudgetSection = BudgetSection()
+    train: TrainSection = TrainSection()
     stages: list[Any] = []
 
 
@@ -154,7 +156,10 @@ def lock_text(recipe: Recipe) -> str:
     lines = [f"name = {_toml(recipe.name)}", f"seed = {recipe.seed}"]
     for section in SECTIONS:
         first = {"kind": recipe.task.kind} if section == "task" else {}
-        lines += ["", f"[{section}]", *toml_pairs(first | getattr(recipe, section).model_dump())]
+        # What fits one machine is no part of the result, so [train] stands there only where the recipe says something of it.
+        fields = getattr(recipe, section).model_dump(exclude_defaults=section == "train")
+        if fields or section != "train":
+            lines += ["", f"[{section}]", *toml_pairs(first | fields)]
     for stage in recipe.stages:
         lines += ["", "[[stage]]", f"use = {_toml(stage.use)}", *toml_pairs(stage.model_dump())]
     return "\n".join(lines) + "\n"

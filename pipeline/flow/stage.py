@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from pipeline.flow.cache import Artifact, Cache
 from pipeline.flow.progress import Progress
+from pipeline.flow.train_section import TrainSection
 from pipeline.tasks.base import Data, Row, Task
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Context:
         work: a folder that outlives a kill, for checkpoints of this stage.
         history: ledger records of the stages before, for stages that report.
         aliases: roles whose artifact is the subfolder of another role.
+        train: how training fits the machine.
         expected: what the model gives in PyTorch for each of some inputs, by their fingerprint; kept because every file is compared with them.
         measurements: latency and memory, for the ledger.
     """
@@ -97,6 +99,7 @@ class Context:
     progress: Progress
     history: list[dict[str, Any]]
     cache: Cache
+    train: TrainSection = field(default_factory=TrainSection)
     subjects: list[Subject] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     measurements: list[dict[str, Any]] = field(default_factory=list)

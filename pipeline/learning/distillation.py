@@ -2,7 +2,7 @@
 
 Source: Hinton et al. 2015, arXiv:1503.02531 (temperature); Tang et al. 2019, arXiv:1903.12136 (a transfer set of
 altered copies that only the teacher labels). What two outputs differ by is the task's soft loss. The teacher runs once per
-input; its outputs lie on disk.
+input; its outputs lie on disk, up to ``[train] cache_gb``.
 
 :class:`Distillation` carries the options; :func:`learn` is the part that healing and other methods share.
 """
@@ -16,13 +16,15 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pipeline.flow import processes
 from pipeline.flow.cache import digest
 from pipeline.flow.code import code_digest
 from pipeline.flow.stage import Context
-from pipeline.learning.teacher import TeacherOutputs, collect
+from pipeline.learning.teacher import LiveTeacher, TeacherOutputs, cached_bytes, collect
 from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.learning.transfer_texts import TransferSet
 from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.device import choose, hardware
 from pipeline.models.encoder import Encoder
 from pipeline.tasks.batches import Batch, EncodedTexts, batches_per_epoch
 
@@ -83,7 +85,7 @@ def learn(
     def loss(model: Encoder, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         return lesson.loss(model.outputs(batch), batch), {}
 
-    plan = TrainingPlan(pace.epochs if epochs is None else epochs, pace.batch_size, pace.learning_rate, context.seed + 1)
+    plan = TrainingPlan(pace.epochs if epochs is None else epochs, pace.batch_size, pace.learning_rate, context.seed + 1, machine=context.train)
     job = TrainingJob(student, lesson.texts, loss, plan, context.work / phase, context.progress, title, after_step=zeros_stay(student))
     train(job)
 
@@ -100,18 +102,29 @@ def zeros_stay(model: nn.Module) -> Callable[[int, Any], None] | None:
     """
     zeros = [(p, p == 0) for p in model.parameters() if p.ndim == 2 and p.requires_grad]
     zeros = [(p, mask) for p, mask in zeros if mask.any()]
+    there: dict[int, Tensor] = {}  # masks where their parameters train
 
     def after_step(step: int, optimizer: Any) -> None:
-        for parameter, mask in zeros:
-            parameter.masked_fill_(mask, 0.0)
+        for number, (parameter, mask) in enumerate(zeros):
+            if number not in there:
+                there[number] = mask.to(parameter.device)
+            parameter.masked_fill_(there[number], 0.0)
 
     return after_step if zeros else None
 
 
 def teacher_outputs(
     context: Context, teacher: Checkpoint, texts: EncodedTexts, layers: tuple[int, ...] = (), heads: int = 1, role: str = "teacher"
-) -> TeacherOutputs:
-    """The outputs of ``teacher``, the artifact ``role``, for ``texts``, from the cache where an earlier stage or run has left them."""
-    key = digest([context.inputs[role].sha256, texts.fingerprint, layers, heads, code_digest(collect.__module__)])
+) -> TeacherOutputs | LiveTeacher:
+    """The outputs of ``teacher``, the artifact ``role``, for ``texts``: from the cache where an earlier stage or run has left them, or as
+    they are asked for where all of them would take more than ``[train] cache_gb``."""
+    device = choose(context.train.device, processes.count())
+    needed = cached_bytes(teacher.model, texts, layers, heads)
+    if needed > context.train.cache_gb * 1e9:
+        context.note(
+            f"the teacher runs at every step: its outputs would take {needed / 1e9:.3g} GB, [train] cache_gb allows {context.train.cache_gb:g}"
+        )
+        return LiveTeacher(teacher.model, layers, heads, device)
+    key = digest([context.inputs[role].sha256, texts.fingerprint, layers, heads, code_digest(collect.__module__), *filter(None, [hardware(device)])])
     with context.cache.lock(key):
-        return collect(teacher.model, texts, context.cache.shared(key), context.progress, layers, heads)
+        return collect(teacher.model, texts, context.cache.shared(key), context.progress, layers, heads, device)

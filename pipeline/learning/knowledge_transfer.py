@@ -25,6 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.flow.stage import Context
 from pipeline.learning.distillation import steps_of, teacher_outputs
@@ -74,17 +75,28 @@ class KnowledgeTransfer(BaseModel):
         def phase(step: int) -> int:
             return min(count - 1, step * count // max(1, steps))
 
-        def loss(module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-            active = [phase(step)] if progressive else list(range(count))
+        def differences(module: nn.Module, batch: Batch, active: list[int]) -> tuple[Tensor, Tensor]:
+            """Of feature maps and of attention, each a mean over the tokens of ``batch``."""
             out = module["student"](**batch.inputs, output_hidden_states=True, output_attention_scores=True, stop_after=active[-1] + 1)
             wanted = outputs.features(batch)
             real, pairs = batch.attention_mask.bool(), valid_pairs(batch.attention_mask)
-            feature = attention = torch.zeros(())
+            feature = attention = torch.zeros((), device=batch.input_ids.device)
             for layer in active:
                 mapped = module["maps"][layer](out.hidden_states[layer + 1][real])
                 feature = feature + feature_map_loss(mapped, wanted.hidden[:, layer]) / len(active)
                 scores = functional.log_softmax(out.attention_scores[layer].float(), -1).permute(0, 2, 3, 1)[pairs]
                 attention = attention + attention_loss(scores, wanted.attention[:, layer], real.sum()) / len(active)
+            return feature, attention
+
+        def loss(module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+            active = [phase(step)] if progressive else list(range(count))
+            pieces, tokens = batch.parts(context.train.micro_batch), batch.attention_mask.sum()
+            if len(pieces) == 1:
+                feature, attention = differences(module, batch, active)
+            else:  # both are means over tokens, so a piece counts by its share of them
+                shared = [checkpoint(differences, module, piece, active, use_reentrant=False) for piece in pieces]
+                shares = [piece.attention_mask.sum() / tokens for piece in pieces]
+                feature, attention = (sum(pair[i] * share for pair, share in zip(shared, shares, strict=True)) for i in range(2))
             total = self.feature_weight * feature + self.attention_weight * attention
             return total, {"feature_maps": feature.item(), "attention": attention.item()}
 
@@ -92,7 +104,8 @@ class KnowledgeTransfer(BaseModel):
             layer, now = int(group), phase(step)
             return 1.0 if layer == now else PAST_RATE if layer < now else 0.0
 
-        plan = TrainingPlan(self.epochs, self.batch_size, self.learning_rate, context.seed, rate_rule=rate if progressive else None)
+        schedule = rate if progressive else None
+        plan = TrainingPlan(self.epochs, self.batch_size, self.learning_rate, context.seed, rate_rule=schedule, machine=context.train)
         groups = layer_groups(student, maps)
         train(TrainingJob(module, texts, loss, plan, context.work / "transfer", context.progress, f"{title}: {self.order}", groups))
 

@@ -9,6 +9,8 @@ and where layers are asked for also their feature maps and attention, without pa
 
 T is the number of tokens of those inputs, S the sum of their squared lengths.
 
+Where that is more than a disk should hold, :class:`LiveTeacher` gives the same, rounded to the same precision, by running the teacher.
+
 What this file does not do: choose the layers or the texts (the methods do).
 """
 
@@ -29,6 +31,7 @@ from pipeline.models.inference import evaluation_batch, half_precision
 from pipeline.tasks.batches import Batch, EncodedTexts, flat_ranges, in_order
 
 PREFIX = "output-"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,42 @@ class TeacherOutputs:
         """Outputs of a batch's inputs, in the layout of :meth:`pipeline.models.encoder.Encoder.outputs`."""
         tokens = flat_ranges(self._token_start[batch.rows], self._lengths[batch.rows]) if self._per_token else None
         places = {name: tokens if name in self._per_token else batch.rows for name in self._outputs}
-        return {name: torch.from_numpy(np.asarray(values[places[name]])) for name, values in self._outputs.items()}
+        device = batch.input_ids.device
+        return {name: torch.from_numpy(np.asarray(values[places[name]])).to(device) for name, values in self._outputs.items()}
 
     def features(self, batch: Batch) -> Features:
         """Feature maps and attention of a batch's texts, in the order of its rows, padding left out."""
         tokens = flat_ranges(self._token_start[batch.rows], self._lengths[batch.rows])
         pairs = flat_ranges(self._pair_start[batch.rows], self._lengths[batch.rows] ** 2)
-        return Features(torch.from_numpy(self._features[tokens]), torch.from_numpy(self._attention[pairs]))
+        device = batch.input_ids.device
+        return Features(torch.from_numpy(self._features[tokens]).to(device), torch.from_numpy(self._attention[pairs]).to(device))
+
+
+class LiveTeacher:
+    """What :class:`TeacherOutputs` gives, from a teacher that runs when it is asked; nothing lies on disk."""
+
+    def __init__(self, teacher: Encoder, layers: tuple[int, ...], heads: int, device: torch.device) -> None:
+        self._teacher, self._layers, self._heads = teacher.eval().to(device), layers, heads
+
+    def outputs(self, batch: Batch) -> dict[str, Tensor]:
+        """As :meth:`TeacherOutputs.outputs`."""
+        return answers(self._teacher, batch)[0]
+
+    def features(self, batch: Batch) -> Features:
+        """As :meth:`TeacherOutputs.features`."""
+        return answers(self._teacher, batch, self._layers, self._heads)[1]
+
+
+def cached_bytes(teacher: Encoder, texts: EncodedTexts, layers: tuple[int, ...] = (), heads: int = 1) -> int:
+    """Bytes that the cache of ``texts`` takes on disk, but for a file's header."""
+    config, tokens = teacher.config, len(texts.ids)
+    total = 0
+    for head in config.heads:
+        size = head["size"] or config.hidden_size
+        for name in head["outputs"]:
+            values = size // len(head["outputs"]) if len(head["outputs"]) > 1 else size
+            total += values * (2 * tokens if name in config.per_token_outputs else 4 * len(texts))
+    return total + 2 * len(layers) * (tokens * config.hidden_size + int((texts.lengths**2).sum()) * heads)
 
 
 def group_heads(probabilities: Tensor, heads: int) -> Tensor:
@@ -81,20 +113,41 @@ def valid_pairs(mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def answers(teacher: Encoder, batch: Batch, layers: tuple[int, ...] = (), heads: int = 1) -> tuple[dict[str, Tensor], Features | None]:
+    """What ``teacher`` says of a batch, in the precision of the cache; feature maps and attention where ``layers`` are asked for."""
+    with half_precision(device=batch.input_ids.device.type):
+        out = teacher(**batch.inputs, output_hidden_states=bool(layers), output_attention_scores=bool(layers))
+    per_token = teacher.config.per_token_outputs
+    given = {name: batch.flat(value).to(torch.float16) if name in per_token else value.float() for name, value in out.outputs.items()}
+    if not layers:
+        return given, None
+    real, both = batch.attention_mask.bool(), valid_pairs(batch.attention_mask)
+    hidden = torch.stack([out.hidden_states[layer][real] for layer in layers], dim=1)
+    chosen = [group_heads(torch.softmax(out.attention_scores[i - 1].float(), -1), heads) for i in layers]
+    weights = torch.stack([w.permute(0, 2, 3, 1)[both] for w in chosen], dim=1)
+    return given, Features(hidden.to(torch.float16), weights.to(torch.float16))
+
+
+@torch.no_grad()
 def collect(
-    teacher: Encoder, texts: EncodedTexts, folder: Path, progress: Progress, layers: tuple[int, ...] = (), heads: int = 1
-) -> TeacherOutputs:
+    teacher: Encoder, texts: EncodedTexts, folder: Path, progress: Progress, layers: tuple[int, ...] = (), heads: int = 1,
+    device: torch.device = CPU,
+) -> TeacherOutputs:  # fmt: skip
     """Run the teacher over ``texts`` once, unless ``folder`` already holds the result.
 
     Args:
         layers: 1-based layers whose feature maps and attention are kept; none for outputs alone.
         heads: attention is averaged to so many heads, the student's.
+        device: where the teacher runs.
     """
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write(teacher, texts, partial, progress, layers, heads)
+        try:
+            _write(teacher.to(device), texts, partial, progress, layers, heads)
+        finally:
+            teacher.to(CPU)
         os.replace(partial, folder)
     return TeacherOutputs(folder, texts)
 
@@ -110,25 +163,21 @@ def _write(teacher: Encoder, texts: EncodedTexts, folder: Path, progress: Progre
         features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
         attention = np.lib.format.open_memmap(folder / "attention.npy", "w+", np.float16, (int(pair_start[-1]), len(layers), heads))
     done = 0
+    device = next(teacher.parameters()).device
     with progress.training("teacher outputs", len(texts)) as report:
         for batch in in_order(texts, evaluation_batch(texts)):
-            with half_precision():
-                out = teacher(**batch.inputs, output_hidden_states=bool(layers), output_attention_scores=bool(layers))
+            given, known = answers(teacher, batch.to(device), layers, heads)
             tokens = flat_ranges(texts.offsets[batch.rows], lengths[batch.rows])
-            for name, value in out.outputs.items():
+            for name, value in given.items():
                 per_token = name in teacher.config.per_token_outputs
-                value = (batch.flat(value) if per_token else value).float().numpy()
+                value = value.cpu().numpy()
                 if name not in outputs:
-                    rows, kind = (len(texts.ids), np.float16) if per_token else (len(texts), np.float32)
-                    outputs[name] = np.lib.format.open_memmap(folder / f"{PREFIX}{name}.npy", "w+", kind, (rows, *value.shape[1:]))
+                    rows = len(texts.ids) if per_token else len(texts)
+                    outputs[name] = np.lib.format.open_memmap(folder / f"{PREFIX}{name}.npy", "w+", value.dtype, (rows, *value.shape[1:]))
                 outputs[name][tokens if per_token else batch.rows] = value
-            if layers:
-                real, both = batch.attention_mask.bool(), valid_pairs(batch.attention_mask)
-                hidden = torch.stack([out.hidden_states[layer][real] for layer in layers], dim=1)
-                features[tokens] = hidden.to(torch.float16).numpy()
-                chosen = [group_heads(torch.softmax(out.attention_scores[i - 1].float(), -1), heads) for i in layers]
-                weights = torch.stack([w.permute(0, 2, 3, 1)[both] for w in chosen], dim=1)
-                attention[flat_ranges(pair_start[batch.rows], lengths[batch.rows] ** 2)] = weights.to(torch.float16).numpy()
+            if known is not None:
+                features[tokens] = known.hidden.cpu().numpy()
+                attention[flat_ranges(pair_start[batch.rows], lengths[batch.rows] ** 2)] = known.attention.cpu().numpy()
             done += len(batch.rows)
             report(done, None)
     for mapped in (*outputs.values(), features, attention):

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
@@ -237,6 +238,10 @@ class Encoder(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     _no_split_modules = ["Layer"]
+    micro_batch: int | None = None
+    """While it learns, :meth:`outputs` computes so many inputs at a time, and again for their gradient; what the loss reads is whole."""
+    activation_checkpointing: bool = False
+    """While it learns, a layer keeps what enters it alone and is computed again for its gradient."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
@@ -288,18 +293,27 @@ class Encoder(PreTrainedModel):
             attention_mask = torch.ones_like(input_ids)
         hidden = self.embeddings(input_ids, token_type_ids)
         mask = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * MASKED_SCORE
-        hidden_states, attention_scores = [hidden], []
+        hidden_states, attention_scores = [hidden] if output_hidden_states else [], []
         # Nobody reads the other tokens of the last feature map when only outputs of the first one are asked for.
         taken = [position for position in range(len(self.order)) if position not in skip]
         whole = output_hidden_states or output_attention_scores or not self.config.reads_first_only
         last = None if whole or not taken else taken[-1]
         for position, index in enumerate(self.order[:stop_after]):
             if position in skip:
-                hidden_states.append(hidden)
+                if output_hidden_states:
+                    hidden_states.append(hidden)
                 continue
-            hidden, scores = self.layers[index](hidden, mask, first_only=position == last)
-            hidden_states.append(hidden)
-            attention_scores.append(scores)
+            layer = self.layers[index]
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                hidden, scores = checkpoint(layer, hidden, mask, position == last, use_reentrant=False)
+            else:
+                hidden, scores = layer(hidden, mask, first_only=position == last)
+            # What nobody reads is not held: the scores of long texts are most of the memory.
+            if output_hidden_states:
+                hidden_states.append(hidden)
+            if output_attention_scores:
+                attention_scores.append(scores)
+            del scores
         return EncoderOutput(
             outputs=self.answers(hidden, attention_mask) if stop_after is None else {},
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
@@ -308,6 +322,13 @@ class Encoder(PreTrainedModel):
 
     def outputs(self, batch: Batch, **options: object) -> dict[str, Tensor]:
         """Outputs of a batch by name; those per token flat, [t, ...] over its real tokens."""
+        parts = batch.parts(self.micro_batch if self.training and torch.is_grad_enabled() else None)
+        if len(parts) == 1:
+            return self._outputs(batch, options)
+        found = [checkpoint(self._outputs, part, options, use_reentrant=False) for part in parts]
+        return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+    def _outputs(self, batch: Batch, options: dict[str, object]) -> dict[str, Tensor]:
         found = self(**batch.inputs, **options).outputs
         per_token = self.config.per_token_outputs
         return {name: batch.flat(value) if name in per_token else value for name, value in found.items()}

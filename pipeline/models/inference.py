@@ -13,10 +13,13 @@ EVALUATION_TOKENS = 16_384
 """Tokens of a batch, padding included: long texts run in smaller batches."""
 
 
-def half_precision(precision: str = "auto") -> torch.autocast:
-    """Context in which matrices are multiplied in bfloat16: always (``bf16``), never (``fp32``), where it is fast (``auto``)."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))
+def half_precision(precision: str = "auto", device: str = "cpu") -> torch.autocast:
+    """Context in which matrices are multiplied in bfloat16: always (``bf16``), never (``fp32``), where ``device`` is fast at it (``auto``)."""
+    if device == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = device == "mps" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast))
 
 
 def evaluation_batch(texts: EncodedTexts) -> int:

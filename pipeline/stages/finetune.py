@@ -48,7 +48,7 @@ class Finetune(Stage):
         checkpoint = load_source(context)
         plan = TrainingPlan(
             self.epochs, self.batch_size, self.learning_rate, context.seed, self.warmup_fraction, self.weight_decay,
-            precision=self.precision,
+            precision=self.precision, machine=context.train,
         )  # fmt: skip
 
         def loss(model: Encoder, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:

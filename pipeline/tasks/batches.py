@@ -144,6 +144,30 @@ class Batch:
         known = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "token_type_ids": self.token_type_ids}
         return {name: value for name, value in known.items() if value is not None}
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``."""
+        if self.input_ids.device == device:
+            return self
+        types = None if self.token_type_ids is None else self.token_type_ids.to(device)
+        targets, token_targets = ({n: v.to(device) for n, v in named.items()} for named in (self.targets, self.token_targets))
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), types, targets, token_targets, self.rows)
+
+    def parts(self, size: int | None) -> list[Batch]:
+        """Batches of at most ``size`` of these inputs, in order, none padded further than it must be; this one itself for None."""
+        if size is None or size >= len(self.rows):
+            return [self]
+        lengths = self.attention_mask.sum(1).tolist()
+        made = []
+        for start in range(0, len(self.rows), size):
+            own, width = slice(start, start + size), max(lengths[start : start + size])
+            tokens = slice(sum(lengths[:start]), sum(lengths[: start + size]))
+            types = None if self.token_type_ids is None else self.token_type_ids[own, :width]
+            made.append(Batch(
+                self.input_ids[own, :width], self.attention_mask[own, :width], types, {n: v[own] for n, v in self.targets.items()},
+                {n: v[tokens] for n, v in self.token_targets.items()}, self.rows[own],
+            ))  # fmt: skip
+        return made
+
     def flat(self, values: Tensor) -> Tensor:
         """[b, n, ...] -> [t, ...]: the real tokens of all inputs one behind the other."""
         return values[self.attention_mask.bool()]

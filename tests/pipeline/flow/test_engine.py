@@ -104,7 +104,7 @@ from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
 from pipeline.reports.results import result_rows
 from pipeline.reports.run_report import write_report
-training.CHECKPOINT_SECONDS = 0.2
+training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = 0.2, 1.0
 recipe, model, data, out, cache = sys.argv[1:]
 run(load_recipe(recipe, [], model, data), Path(out), Cache(Path(cache)), Progress(live=False), write_report)
 """

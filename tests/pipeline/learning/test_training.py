@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import pytest
 import torch
 
@@ -9,8 +12,8 @@ from pipeline.flow.progress import Progress
 from pipeline.learning import training
 from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.models.inference import predict
-from pipeline.tasks.batches import shuffled_rows
+from pipeline.models.inference import half_precision, predict
+from pipeline.tasks.batches import make_batch, shuffled_rows
 from pipeline.tasks.heads import head_shape
 from pipeline.tasks.text_classification import TextClassification
 from runtimes.errors import GateFailed
@@ -68,6 +71,12 @@ def test_same_seed_same_weights_other_seed_other_weights(job):
     assert not same(results[0], results[2])
 
 
+def at_every_step(monkeypatch):
+    """Checkpoints, whatever they cost."""
+    for name, value in {"CHECKPOINT_SECONDS": 0.0, "CHECKPOINT_SHARE": math.inf}.items():
+        monkeypatch.setattr(training, name, value)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the loop may catch it."""
 
@@ -76,7 +85,7 @@ class Killed(BaseException):
 def test_killed_and_resumed_equals_straight_through(job, kill_at, monkeypatch):
     straight = job()
     history = train(straight)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    at_every_step(monkeypatch)
     broken = job()
     plain_loss = broken.loss
 
@@ -96,7 +105,7 @@ def test_killed_and_resumed_equals_straight_through(job, kill_at, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(job, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    at_every_step(monkeypatch)
     made = job()
     plain_loss = made.loss
     made.loss = lambda model, batch, step: (plain_loss(model, batch, step)[0] * (float("nan") if step == 6 else 1.0), {})
@@ -111,3 +120,63 @@ def test_every_text_is_in_one_batch_of_an_epoch_and_epochs_differ(job):
     assert sorted(row for rows in first for row in rows) == list(range(len(texts)))
     assert [rows.tolist() for rows in first] != [rows.tolist() for rows in second]
     assert [rows.tolist() for rows in first] == [rows.tolist() for rows in shuffled_rows(texts, 8, 0, 0)]
+
+
+def test_on_a_cpu_a_training_gives_the_bytes_of_the_plain_loop(job):
+    """What there is for GPUs, long texts and several processes changes nothing where none of it is asked for."""
+    made, plain = job(epochs=3), job(epochs=3)
+    train(made)
+    torch.manual_seed(0)
+    module, plan = plain.module.train(), plain.plan
+    matrices, others = ([p for p in module.parameters() if (p.ndim > 1) is wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
+    batches = [rows for epoch in range(3) for rows in shuffled_rows(plain.texts, plan.batch_size, plan.seed, epoch)]
+    warmup = max(1, round(len(batches) * plan.warmup_fraction))
+    for step, rows in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * min((step + 1) / warmup, (len(batches) - step) / (len(batches) - warmup))
+        with half_precision():
+            value = plain.loss(module, make_batch(plain.texts, rows), step)[0]
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), plan.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert same(weights(made), weights(plain))
+
+
+def test_checkpoints_take_their_share_of_the_time_at_most(job, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 0.1)
+    spent = []
+
+    def slow_save(*_):
+        spent.append(0.03)
+        time.sleep(0.03)
+
+    monkeypatch.setattr(training, "_save", slow_save)
+    started = time.monotonic()
+    train(job(epochs=40))
+    total = time.monotonic() - started
+    assert spent, "a run of seconds leaves checkpoints"
+    assert sum(spent[1:]) <= 0.1 * total
+
+
+def test_a_large_checkpoint_is_not_written_before_it_is_worth_it(job, monkeypatch):
+    """The first one is judged by its size: there is no measurement yet."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "WRITTEN_PER_SECOND", 1e4)
+    monkeypatch.setattr(training, "_save", lambda *_: pytest.fail("a checkpoint of many seconds in a run of a few"))
+    train(job(epochs=1))
+
+
+def test_the_progress_line_and_its_record_tell_inputs_per_second(job, capsys):
+    made = job(epochs=2)
+    made.progress = Progress(live=False)
+    train(made)
+    (record,) = made.progress.taken()
+    assert record["title"] == "test"
+    assert record["inputs"] == 2 * len(made.texts)
+    assert record["inputs_per_second"] == pytest.approx(record["inputs"] / record["seconds"], rel=0.05)
+    assert "inputs/s" in capsys.readouterr().err
+    assert made.progress.taken() == []

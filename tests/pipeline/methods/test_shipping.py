@@ -156,7 +156,8 @@ def test_killed_inside_a_gradual_schedule_ends_with_the_same_bytes(recipe_head, 
     weights = {}
     for name, kills in (("straight", 0), ("killed", 2)):
         cache = tmp_path / name
-        often = "import pipeline.learning.training as t; t.CHECKPOINT_SECONDS = 0.05; from pipeline.cli.main import app; app()"
+        rates = "t.CHECKPOINT_SECONDS, t.CHECKPOINT_SHARE = 0.05, 1.0"
+        often = f"import pipeline.learning.training as t; {rates}; from pipeline.cli.main import app; app()"
         command = [sys.executable, "-c", often]
         command += ["run", str(recipe), "--model", str(small_model), "--data", str(tiny_data)]
         command += ["--cache", str(cache), "--out", str(tmp_path / f"o{name}")]
