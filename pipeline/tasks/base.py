@@ -105,9 +105,17 @@ class Task(BaseModel):
         known = [metric.name for metric in (*self.metrics, *FIDELITY)]
         if self.metric is not None and self.metric not in known:
             raise ValueError(f"metric: unknown {self.metric!r}; {self.kind} has {', '.join(known)}")
+        if self.metric in self.not_computed:
+            computed = ", ".join(name for name in known if name not in self.not_computed)
+            raise ValueError(f"metric: {self.metric} {self.not_computed[self.metric]}; this task has {computed}")
         if self.metric == AGREEMENT.name and not self.decides:
             raise ValueError(f"metric: {self.kind} gives numbers and decides nothing; take {DIVERGENCE.name}")
         return self
+
+    @property
+    def not_computed(self) -> Mapping[str, str]:
+        """Those of ``metrics`` that :meth:`evaluate` does not compute with this task's keys, each with the reason."""
+        return {}
 
     @property
     def needs_labels(self) -> bool:

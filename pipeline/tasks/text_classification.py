@@ -63,13 +63,18 @@ class TextClassification(TextOrPair):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> TextClassification:
-        if self.metric == "f1" and self.positive is None:
-            raise ValueError("metric: f1 is that of one class; name it with positive")
         if self.multi_label and (self.threshold == "auto" or self.out_of_scope):
             raise ValueError("multi_label: threshold = 'auto' and out_of_scope are for texts with one class each")
         if isinstance(self.threshold, float) and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: {self.threshold} must lie between 0 and 1")
         return self
+
+    @property
+    def not_computed(self) -> Mapping[str, str]:
+        absent = {} if self.positive is not None else {"f1": "is that of one class; name it with positive"}
+        if self.multi_label:
+            return absent | dict.fromkeys(("matthews", "log_loss", "calibration_error"), "is for texts with one class each")
+        return absent | {"micro_f1": "is for multi_label; of one class a text it is the accuracy"}
 
     @property
     def primary(self) -> Metric:

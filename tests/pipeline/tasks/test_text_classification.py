@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pipeline.tasks.batches import from_id_lists
 from pipeline.tasks.files import hold_out
@@ -146,6 +147,25 @@ def test_a_threshold_splits_what_belongs_from_what_does_not():
     in_scope = np.array([True, True, True, True, False, False])
     assert 0.3 < chosen_threshold(confidence, right, in_scope) <= 0.7
     assert chosen_threshold(confidence, right, np.ones(6, bool)) == pytest.approx(0.702, abs=0.01)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("positive", [None, "b"])
+@pytest.mark.parametrize("metric", [metric.name for metric in TextClassification.metrics])
+def test_a_metric_is_computed_or_refused(metric, positive, several):
+    """What is refused only when it is looked up costs the whole training."""
+    keys = {"data": "unused", "positive": positive, "multi_label": several}
+    rows = [{"text": f"word {label}"} | ({"labels": [label]} if several else {"label": label}) for label in "aabb"]
+    plain = TextClassification(**keys)
+    data = plain.make(dict.fromkeys(("train", "validation", "test"), rows), "here")
+    computed = plain.evaluate({"logits": np.eye(4, 2)}, from_id_lists([[1]] * 4, 0), rows, data)
+    if metric in computed:
+        assert TextClassification(**keys, metric=metric).primary.name == metric
+        return
+    with pytest.raises(ValidationError, match=rf"metric: {metric} is .*; this task has accuracy, ") as refused:
+        TextClassification(**keys, metric=metric)
+    listed = str(refused.value).split("this task has ")[1].split(" [")[0].split(", ")
+    assert set(listed) - {"agreement", "divergence"} == {name for name in computed if " " not in name}
 
 
 def test_metrics_of_a_known_table():
