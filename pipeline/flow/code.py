@@ -14,6 +14,12 @@ import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtimes.decode import DECODERS
+
+if TYPE_CHECKING:
+    from pipeline.tasks.base import Task
 
 PACKAGES = ("pipeline", "exporters", "device_bench", "runtimes")
 SWITCH = "POCKETBERT_IGNORE_CODE"
@@ -27,6 +33,12 @@ def code_digest(module: str) -> str | None:
     for name in reached(module):
         digest.update(f"{name} {hashlib.sha256(_source(name)).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def task_code(task: Task) -> list[str | None]:
+    """Digests of a task's module and of its decoder's: stages find both by the kind, which no import tells."""
+    classes = [type(task), *([DECODERS[task.kind]] if task.kind in DECODERS else [])]
+    return [code_digest(found.__module__) for found in classes]
 
 
 @lru_cache

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.flow import processes
 from pipeline.flow.cache import Artifact, Cache, digest, library_versions, tree_sha256
-from pipeline.flow.code import code_digest
+from pipeline.flow.code import code_digest, task_code
 from pipeline.flow.ledger import Ledger
 from pipeline.flow.progress import Progress, clock
 from pipeline.flow.recipe import Recipe, check_order, lock_text
@@ -103,8 +103,7 @@ class _Run:
         task = self.recipe.task
         if not task.needs_labels:
             return None
-        code = code_digest(type(task).__module__)
-        key = digest(["floor", task.kind, task.model_dump(exclude={"data"}), self.data.fingerprint, code, library_versions()])
+        key = digest(["floor", task.kind, task.model_dump(exclude={"data"}), self.data.fingerprint, *task_code(task), library_versions()])
         with self.cache.lock(key):
             path = self.cache.shared(key) / "floor.json"
             if path.is_file():
@@ -129,7 +128,7 @@ class _Run:
         key = digest({
             "stage": stage.use, "version": stage.version, "code": code_digest(type(stage).__module__), "config": stage.model_dump(mode="json"),
             "inputs": {role: artifact.sha256 for role, artifact in inputs.items()}, "data": self.data.fingerprint,
-            "task": [recipe.task.kind, recipe.task.model_dump(exclude={"data"}), code_digest(type(recipe.task).__module__)],
+            "task": [recipe.task.kind, recipe.task.model_dump(exclude={"data"}), *task_code(recipe.task)],
             "seed": recipe.seed, "libraries": library_versions(),
             **self._machine(stage), "whole": self.ledger.fingerprint() if stage.reads_ledger else None,
         })  # fmt: skip

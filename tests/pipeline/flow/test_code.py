@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -38,17 +39,34 @@ def test_a_module_of_a_plugin_counts_with_what_it_reaches(tmp_path, monkeypatch)
     assert {"somebodys_stage", "pipeline.models.surgery"} <= set(reached("somebodys_stage"))
 
 
-@pytest.mark.parametrize(("file", "changes"), [("pipeline/models/surgery.py", True), ("pipeline/methods/prune/neurons.py", False)])
-def test_the_digest_follows_the_sources(tmp_path, file, changes):
+@pytest.fixture
+def copied(tmp_path):
+    """The packages in a folder where they may be changed."""
     for package in ("pipeline", "runtimes", "exporters", "device_bench"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
 
-    def digest() -> str:
-        code = f"from pipeline.flow.code import code_digest; print(code_digest({HEADS!r}))"
-        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
-    before = digest()
-    assert digest() == before
-    with (tmp_path / file).open("a") as source:
+def changes_with(copied: Path, file: str, code: str) -> bool:
+    """Whether what ``code`` prints is another when ``file`` has one more line, and the same when nothing has."""
+    def printed() -> str:
+        path = os.environ | {"PYTHONPATH": str(copied)}
+        return subprocess.run([sys.executable, "-c", code], cwd=copied, env=path, capture_output=True, text=True, check=True).stdout
+
+    before = printed()
+    assert printed() == before
+    with (copied / file).open("a") as source:
         source.write("# one more line\n")
-    assert (digest() != before) == changes
+    return printed() != before
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("token-classification", True), ("text-regression", False)])
+def test_the_decoder_of_a_task_counts_with_the_task(copied, kind, changes):
+    """Export and pack find it by the kind; golden cases and answers are its work."""
+    code = f"from pipeline.flow.code import task_code; from pipeline.tasks import TASKS; print(task_code(TASKS[{kind!r}](data='x')))"
+    assert changes_with(copied, "runtimes/decode/token_classification.py", code) == changes
+
+
+@pytest.mark.parametrize(("file", "changes"), [("pipeline/models/surgery.py", True), ("pipeline/methods/prune/neurons.py", False)])
+def test_the_digest_follows_the_sources(copied, file, changes):
+    assert changes_with(copied, file, f"from pipeline.flow.code import code_digest; print(code_digest({HEADS!r}))") == changes
