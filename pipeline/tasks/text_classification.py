@@ -132,7 +132,9 @@ class TextClassification(TextOrPair):
             path = split_file(folder, f"{self.out_of_scope}_{split}")
             if path is None:
                 raise BadInput(f"task.out_of_scope: {folder} has no {self.out_of_scope}_{split} file")
-            found[split] = [{"text": text_of(record, self.text_column, f"{path}:{line}"), "label": None} for line, record in read_records(path)]
+            found[split] = [self.texts_row(record, f"{path}:{line}") | {"label": None} for line, record in read_records(path)]
+            if not found[split]:
+                raise BadInput(f"{path}: no rows")
         return found
 
     def _labels(self, row: Row) -> list[str]:

@@ -126,6 +126,23 @@ def test_pairs_need_both_columns_in_every_split(tmp_path):
         read_folder(folder(tmp_path, train=lines(pairs), test=lines(pairs)), pair_column="text_pair")
 
 
+def test_rows_of_no_class_have_the_columns_of_the_others(tmp_path, tokenizer):
+    pairs, strange = lines([row | {"text_pair": "other"} for row in GOOD]), [{"text": "q", "text_pair": "r"}] * 3
+    task = TextClassification(data="unused", pair_column="text_pair", out_of_scope="oos")
+    given = dict.fromkeys(("train", "validation", "test"), pairs) | dict.fromkeys(("oos_validation", "oos_test"), lines(strange))
+    data = task.read(folder(tmp_path, **given))
+    assert data.validation[-1] == strange[0] | {"label": None}
+    assert len(task.encode(tokenizer, data.validation, data, 0)) == len(GOOD) + 3
+    assert task.floor(data)["metrics"]["validation"]["accuracy"] >= 0
+    with pytest.raises(BadInput, match=r"oos_test\.jsonl:2: no column 'text_pair'; the columns are text"):
+        task.read(folder(tmp_path, **given | {"oos_test": lines([*strange[:1], {"text": "q"}])}))
+
+
+def test_a_file_of_no_class_without_rows_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"oos_validation\.jsonl: no rows"):
+        read_folder(folder(tmp_path, oos_validation=b"\n", oos_test=lines(GOOD)), out_of_scope="oos")
+
+
 @pytest.mark.parametrize("label", [[], "", [""], 3, None])
 def test_a_row_of_several_labels_has_at_least_one(tmp_path, label):
     rows = [{"text": "x", "label": ["a", "b"]}, {"text": "y", "label": label}]
