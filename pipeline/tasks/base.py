@@ -181,6 +181,10 @@ class Task(BaseModel):
         """What a person would give to get an answer for ``row``."""
         return {column: row[column] for column in self.columns}
 
+    def inputs(self, row: Row) -> list[tuple[str, ...]]:
+        """The texts of each input that ``row`` makes, by which it is known again; of a pair that a model reads at once both."""
+        return [tuple(self.example(row).values())]
+
     def hub_fields(self, data: Data) -> dict[str, Any]:
         """What the hub's ``config.json`` says of the task beside the class of the model."""
         return {}

@@ -191,16 +191,20 @@ def fingerprint(splits: Iterable[Sequence[Row]]) -> str:
 
 def add_unlabeled(task: Task, data: Data, path: Path) -> Data:
     """``data`` with a row of each line of ``path``; they count in the fingerprint. Texts of validation and test rows are left out, and counted."""
-    held = {value for split in ("validation", "test") for row in data.split(split) for value in row.values() if isinstance(value, str)}
+    held = {_spaced_once(texts) for split in ("validation", "test") for row in data.split(split) for texts in task.inputs(row)}
     rows, left_out = [], 0
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         line = line.rstrip("\r")
-        left_out += line in held
-        if line.strip() and line not in held:
-            try:
-                rows.append(task.unlabeled_row(line))
-            except BadInput as error:
-                raise BadInput(f"{path}:{number}: {error}") from error
+        if not line.strip():
+            continue
+        try:
+            row = task.unlabeled_row(line)
+        except BadInput as error:
+            raise BadInput(f"{path}:{number}: {error}") from error
+        if any(_spaced_once(texts) in held for texts in task.inputs(row)):
+            left_out += 1
+        else:
+            rows.append(row)
     if not rows:
         raise BadInput(f"{path}: no lines of text" + (" but those of validation and test rows" if left_out else ""))
     made = hashlib.sha256((data.fingerprint + fingerprint([rows])).encode()).hexdigest()
@@ -208,6 +212,10 @@ def add_unlabeled(task: Task, data: Data, path: Path) -> Data:
     if left_out:
         told += f"; {left_out} are texts of validation or test and are left out"
     return replace(data, unlabeled=[*data.unlabeled, *rows], fingerprint=made, notes=(*data.notes, told))
+
+
+def _spaced_once(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(" ".join(text.split()) for text in texts)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

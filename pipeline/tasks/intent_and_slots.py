@@ -17,7 +17,7 @@ from pipeline.tasks.base import SPLITS, Data, Metric, Outputs, Row, Task
 from pipeline.tasks.batches import IGNORED, EncodedTexts
 from pipeline.tasks.files import fingerprint, label_of, read_splits, text_of
 from pipeline.tasks.heads import head_shape
-from pipeline.tasks.tagged import encode_words, predicted_tags, span_scores, tag_names, to_bio, tokens_and_tags, unseen_words, word_loss
+from pipeline.tasks.tagged import encode_words, predicted_tags, row_text, span_scores, tag_names, to_bio, tokens_and_tags, unseen_words, word_loss
 from runtimes.errors import BadInput
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class IntentAndSlots(Task):
         return super().options(data) | {"decode": "softmax", "multi_label": False, "threshold": None}
 
     def example(self, row: Row) -> dict[str, str]:
-        return {"text": " ".join(row["tokens"])}
+        return {"text": row_text(row)}
 
     def floor(self, data: Data) -> dict[str, Any] | None:
         """Of the class alone: tags are beyond a bag of words."""

@@ -118,6 +118,9 @@ class SentenceEmbedding(Task):
     def example(self, row: Row) -> dict[str, str]:
         return {column: row[column] for column in self.columns if column in row}
 
+    def inputs(self, row: Row) -> list[tuple[str, ...]]:
+        return [(text,) for text in self.example(row).values()]
+
     def unlabeled_row(self, line: str) -> Row:
         return {"text": line}
 

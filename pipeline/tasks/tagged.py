@@ -52,6 +52,11 @@ def tokens_and_tags(record: dict[str, Any], tokens_column: str, tags_column: str
     return tokens, tags
 
 
+def row_text(row: Row) -> str:
+    """What a model reads of a row of tokens, or of a raw ``text`` without tags."""
+    return " ".join(row["tokens"]) if "tokens" in row else row["text"]
+
+
 def to_bio(splits: Sequence[list[Row]]) -> list[str]:
     """Make the tags of all rows BIO, in place; sentences on what was changed.
 
@@ -98,8 +103,7 @@ def encode_words(tokenizer: Tokenizer, rows: Sequence[Row], names: Sequence[str]
     """Rows of tokens (or of raw ``text``, without tags) -> inputs with ``token_targets["tags"]`` int64 [T]."""
     tokenizer.enable_truncation(max_length)
     tokenizer.no_padding()
-    texts = [" ".join(row["tokens"]) if "tokens" in row else row["text"] for row in rows]
-    found = tokenizer.encode_batch(texts)
+    found = tokenizer.encode_batch([row_text(row) for row in rows])
     index = {name: number for number, name in enumerate(names)}
     encodings, targets = [], []
     for row, one in zip(rows, found, strict=True):

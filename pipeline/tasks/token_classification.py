@@ -14,7 +14,7 @@ from pipeline.tasks.base import Data, Metric, Outputs, Row, Task
 from pipeline.tasks.batches import EncodedTexts
 from pipeline.tasks.files import fingerprint, read_splits
 from pipeline.tasks.heads import head_shape
-from pipeline.tasks.tagged import encode_words, predicted_tags, span_scores, tag_names, to_bio, tokens_and_tags, unseen_words, word_loss
+from pipeline.tasks.tagged import encode_words, predicted_tags, row_text, span_scores, tag_names, to_bio, tokens_and_tags, unseen_words, word_loss
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -71,7 +71,7 @@ class TokenClassification(Task):
         return super().options(data) | {"decode": "softmax"}
 
     def example(self, row: Row) -> dict[str, str]:
-        return {"text": " ".join(row["tokens"])}
+        return {"text": row_text(row)}
 
     def unlabeled_row(self, line: str) -> Row:
         return {"text": line}

@@ -8,6 +8,7 @@ import math
 
 import pytest
 
+from pipeline.tasks import TASKS
 from pipeline.tasks.base import Data
 from pipeline.tasks.files import (
     add_unlabeled,
@@ -166,11 +167,33 @@ def test_unlabeled_texts_count_in_the_fingerprint_and_leave_out_what_is_judged(t
     assert more.notes == ("2 texts without labels from texts.txt; 1 are texts of validation or test and are left out",)
 
 
+@pytest.mark.parametrize(
+    ("kind", "judged", "held", "free"),
+    [
+        ("text-classification", {"text": "on now", "label": "x"}, "on  now", "on"),
+        ("text-regression of pairs", {"text": "one", "text_pair": "other", "value": 1.0}, "one\tother", "other\tone"),
+        ("token-classification", {"tokens": ["on", "now"], "tags": ["O", "O"]}, "on now", "now"),
+        ("intent-and-slots", {"label": "x", "tokens": ["on", "now"], "tags": ["O", "O"]}, "on now", "now"),
+        ("question-answering", {"id": "7", "title": "t", "question": "who", "context": "me"}, "who\tme", "who\tyou"),
+        ("sentence-embedding", {"text": "one", "text_pair": "other", "score": 1.0}, "other", "one other"),
+    ],
+)
+def test_what_is_judged_teaches_nothing_in_any_task(tmp_path, kind, judged, held, free):
+    keys = {"pair_column": "text_pair"} if kind.endswith("pairs") else {}
+    path = tmp_path / "texts.txt"
+    path.write_text(f"{held}\n{free}\n")
+    task = TASKS[kind.split()[0]](data="", **keys)
+    for splits in (([judged], []), ([], [judged])):
+        more = add_unlabeled(task, Data([], *splits, {}, ""), path)
+        assert more.unlabeled == [task.unlabeled_row(free)]
+        assert "1 are texts of validation or test and are left out" in more.notes[0]
+
+
 def test_unlabeled_faults_name_the_line(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("a\tb\nc\n")
     with pytest.raises(BadInput, match=r"texts\.txt:2: .* both texts with a tab"):
-        add_unlabeled(TextRegression(data="", pair_column="text_pair"), numbers(10), path)
+        add_unlabeled(TextRegression(data="", pair_column="text_pair"), Data([], [], [], {}, ""), path)
     path.write_text("\n \n")
     with pytest.raises(BadInput, match="no lines of text"):
         add_unlabeled(TextRegression(data=""), numbers(10), path)
