@@ -54,7 +54,10 @@ class Finetune(Stage):
         def loss(model: Encoder, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
             return context.task.loss(model.outputs(batch), batch), {}
 
-        texts = context.task.trainable(context.encode(checkpoint, "train"))
+        texts = context.encode(checkpoint, "train")
+        if told := context.task.untaught(texts, context.data.train):
+            context.note(told)
+        texts = context.task.trainable(texts)
         train(TrainingJob(checkpoint.model, texts, loss, plan, context.work / "checkpoint", context.progress, self.use))
         leave_as_teacher(context, checkpoint)
 

@@ -152,6 +152,10 @@ class Task(BaseModel):
         """The inputs of training rows that labels can teach; all of them where each has a target."""
         return texts
 
+    def untaught(self, texts: EncodedTexts, rows: Sequence[Row]) -> str:
+        """A sentence about training rows whose labels are in none of their inputs ``texts``; empty where there are none."""
+        return ""
+
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The loss against labels, a mean over the batch."""

@@ -92,29 +92,39 @@ class QuestionAnswering(Task):
                 windows = encoder.windows(row["question"], row["context"], self.stride)
             except BadInput as error:
                 raise BadInput(f"question {row.get('id', number)}: {error}") from error
-            for window in windows:
-                start, end = self._target(window, row)
-                encodings.append(window)
-                numbers.append(number)
-                starts.append(start)
-                ends.append(end)
+            found = self._targets(windows, row)
+            encodings += windows
+            numbers += [number] * len(windows)
+            starts += [start for start, _ in found]
+            ends += [end for _, end in found]
         made = from_id_lists([one.ids for one in encodings], pad_id, [one.types for one in encodings])
         targets = {"start": np.array(starts, np.int64), "end": np.array(ends, np.int64)}
         return replace(made, targets=targets, row_of=np.array(numbers, np.int64), encodings=encodings)
 
-    def _target(self, window: Encoding, row: Row) -> tuple[int, int]:
-        """Tokens of the first answer; the first token where there is none in 2.0, nothing in 1.1."""
+    def _targets(self, windows: Sequence[Encoding], row: Row) -> list[tuple[int, int]]:
+        """Tokens of the first answer in each window. A window without it points at the first token in 2.0 and teaches nothing in 1.1; where no
+        window holds the answer, none teaches, since "no answer" would be false."""
         if not row.get("answers"):
-            return (0, 0) if row.get("impossible") else (IGNORED, IGNORED)
+            return [(0, 0) if row.get("impossible") else (IGNORED, IGNORED)] * len(windows)
         begin, text = row["answers"][0]
+        last = len(windows) - 1
         end = begin + len(text)
-        inside = [i for i, (n, (a, b)) in enumerate(zip(window.sequences, window.offsets, strict=True)) if n == 1 and b > begin and a < end]
-        if not inside or window.offsets[inside[0]][0] > begin or end_with_marks(row["context"], window.offsets[inside[-1]][1]) < end:
-            return (0, 0) if row["may_have_none"] else (IGNORED, IGNORED)
-        return inside[0], inside[-1]
+        held = [_span(window, row["context"], begin, end, number == 0, number == last) for number, window in enumerate(windows)]
+        absent = (0, 0) if row["may_have_none"] and any(held) else (IGNORED, IGNORED)
+        return [span or absent for span in held]
 
     def trainable(self, texts: EncodedTexts) -> EncodedTexts:
         return texts.take(np.flatnonzero(texts.targets["start"] != IGNORED))
+
+    def untaught(self, texts: EncodedTexts, rows: Sequence[Row]) -> str:
+        answered = [number for number, row in enumerate(rows) if row.get("answers")]
+        lost = len(set(answered) - set(texts.rows[texts.targets["start"] > 0].tolist()))
+        if not lost:
+            return ""
+        return (
+            f"{lost} of {len(answered)} answers stand whole in no window and teach nothing: they are longer than the {self.stride} tokens that "
+            f"windows share, or nothing the tokenizer knows; a larger stride or max_length keeps more of them whole"
+        )
 
     # --- losses -------------------------------------------------------------------------------------------------------
 
@@ -168,6 +178,23 @@ class QuestionAnswering(Task):
         return {"question": question, "context": context, "answers": [], "may_have_none": False}
 
 
+def _span(window: Encoding, context: str, begin: int, end: int, first: bool, last: bool) -> tuple[int, int] | None:
+    """First and last token of the characters ``begin`` to ``end`` of the context; None where ``window`` does not hold them whole.
+
+    A tokenizer drops some characters. At the edge of an answer they are no loss: it is cut only where the window is.
+
+    Args:
+        first, last: whether the window begins, or ends, where the context does.
+    """
+    told = [i for i, n in enumerate(window.sequences) if n == 1]
+    inside = [i for i in told if window.offsets[i][1] > begin and window.offsets[i][0] < end]
+    if not inside:
+        return None
+    cut_before = window.offsets[inside[0]][0] > begin and inside[0] == told[0] and not first
+    cut_behind = end_with_marks(context, window.offsets[inside[-1]][1]) < end and inside[-1] == told[-1] and not last
+    return None if cut_before or cut_behind else (inside[0], inside[-1])
+
+
 def read_squad(path: Path) -> Iterator[Row]:
     """Questions of a SQuAD file: id, title, question, context, answers [(first character, text)], may_have_none, impossible.
 
@@ -207,8 +234,10 @@ def _question(title: str, context: str, question: dict[str, Any], second_version
     if not impossible and not answers:
         raise BadInput(f"{place}: no answer; only a question that is_impossible may have none")
     for begin, text in answers:
-        if not text or begin < 0 or context[begin : begin + len(text)] != text:
+        if not text.strip() or begin < 0 or context[begin : begin + len(text)] != text:
             raise BadInput(f"{place}: the answer {text!r} does not stand at character {begin} of its context")
+    # Blanks around an answer belong to no token.
+    answers = [(begin + len(text) - len(text.lstrip()), text.strip()) for begin, text in answers]
     return {
         "id": str(question["id"]), "title": title, "question": asked, "context": context, "answers": answers,
         "may_have_none": second_version, "impossible": impossible,

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.tasks.base import Data
 from pipeline.tasks.batches import IGNORED, make_batch
-from pipeline.tasks.question_answering import QuestionAnswering, normalised, token_f1
+from pipeline.tasks.question_answering import QuestionAnswering, _question, normalised, token_f1
 from runtimes.errors import BadInput
 
 CONTEXT = "please turn off the light in my kitchen and play some music now"
@@ -154,6 +154,41 @@ def test_without_an_answer_the_target_is_the_first_token_in_2_0(tokenizer, tmp_p
     for values in always.values():
         values[whole.offsets[:-1]] = 50.0
     assert task().evaluate(always, whole, data.test, data) == {"f1": 50, "exact_match": 50}
+
+
+def row_of(answer: str, context: str = CONTEXT, second_version: bool = True) -> dict:
+    asked = {"id": "7", "question": "where", "answers": [{"text": answer, "answer_start": context.index(answer)}]}
+    return _question("a", context, asked, second_version, "here")
+
+
+@pytest.mark.parametrize("answer", [" the light", "the light ", "\t the light"])
+def test_blanks_around_an_answer_are_no_part_of_it(answer):
+    row = row_of(answer, f"turn off{answer}in my kitchen")
+    ((begin, text),) = row["answers"]
+    assert text == "the light" == row["context"][begin : begin + len(text)]
+    with pytest.raises(BadInput, match="does not stand at"):
+        row_of("  ", "turn  off")
+
+
+@pytest.mark.parametrize("second_version", [False, True])
+@pytest.mark.parametrize("answer", ["\u200bthe light", "the light\x01", "\x01the light\u200b"])
+@pytest.mark.parametrize("context", ["{} now", "turn off {}", "turn off {} now", "{}"])
+def test_a_character_that_the_tokenizer_drops_does_not_cost_the_answer(tokenizer, answer, context, second_version):
+    row = row_of(answer, context.format(answer), second_version)
+    texts = task().encode(tokenizer, [row], None, 0)
+    encoding, start, end = texts.encoding(0), texts.targets["start"][0], texts.targets["end"][0]
+    assert row["context"][encoding.offsets[start][0] : encoding.offsets[end][1]] == "the light"
+
+
+def test_an_answer_that_no_window_holds_is_told_and_teaches_no_absence(tokenizer, data):
+    narrow = task(max_length=16, stride=2)
+    rows = [row_of(CONTEXT), row_of("some music"), row_of(CONTEXT, second_version=False)]
+    texts = narrow.encode(tokenizer, rows, data, 0)
+    assert (texts.targets["start"][texts.rows != 1] == IGNORED).all()
+    taught = texts.targets["start"][texts.rows == 1]
+    assert (taught > 0).any() and (taught == 0).any() and (taught != IGNORED).all()
+    assert narrow.untaught(texts, rows).startswith("2 of 3 answers stand whole in no window and teach nothing")
+    assert task().untaught(task().encode(tokenizer, rows, data, 0), rows) == ""
 
 
 def test_losses(tokenizer, data):
