@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.tasks.base import Data, Metric, Outputs, Row, Task
+from pipeline.tasks.base import SPLITS, Data, Metric, Outputs, Row, Task
 from pipeline.tasks.batches import IGNORED, EncodedTexts, from_id_lists
 from pipeline.tasks.files import fill_missing, fingerprint, read_text, refuse_surrogates, split_files, told_names
 from pipeline.tasks.heads import head_shape
@@ -78,6 +78,8 @@ class QuestionAnswering(Task):
                 raise BadInput(f"{path}: no questions")
         rows, notes = fill_missing(rows, folder, group=lambda row: row["title"])
         splits = [rows[split] for split in ("train", "validation", "test")]
+        if _may_have_none(rows["validation"] + rows["test"]) and not _may_have_none(rows["train"]):
+            notes = (*notes, "validation or test questions may have no answer (SQuAD 2.0), which the training rows (1.1) teach no model to say")
         return Data(*splits, {}, fingerprint(splits), (*told_names(files), *notes))
 
     def heads(self, data: Data) -> list[dict[str, Any]]:
@@ -168,7 +170,7 @@ class QuestionAnswering(Task):
     def options(self, data: Data) -> dict[str, Any]:
         return super().options(data) | {
             "stride": self.stride, "longest_answer": self.longest_answer, "null_threshold": self.null_threshold,
-            "no_answer": any(row["may_have_none"] for row in data.train),
+            "no_answer": any(_may_have_none(data.split(split)) for split in SPLITS),
         }  # fmt: skip
 
     def unlabeled_row(self, line: str) -> Row:
@@ -176,6 +178,10 @@ class QuestionAnswering(Task):
         if not (separator and question.strip() and context.strip()):
             raise BadInput("a line without labels must hold a question and a context with a tab between them")
         return {"question": question, "context": context, "answers": [], "may_have_none": False}
+
+
+def _may_have_none(rows: Sequence[Row]) -> bool:
+    return any(row["may_have_none"] for row in rows)
 
 
 def _span(window: Encoding, context: str, begin: int, end: int, first: bool, last: bool) -> tuple[int, int] | None:

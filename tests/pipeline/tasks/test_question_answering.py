@@ -191,6 +191,16 @@ def test_an_answer_that_no_window_holds_is_told_and_teaches_no_absence(tokenizer
     assert task().untaught(task().encode(tokenizer, rows, data, 0), rows) == ""
 
 
+def test_questions_without_an_answer_count_in_whatever_split_they_are(tokenizer, tmp_path):
+    """A source that knows them, taken as it is, is judged by them though its training rows are of version 1.1."""
+    unanswerable = [article("c", question("switch", is_impossible=True))]
+    data = task().read(write(tmp_path, train=[article("a", *ASKED)], validation=[article("b", *ASKED)], test=unanswerable))
+    assert task().options(data)["no_answer"] is True
+    texts = task().encode(tokenizer, data.test, data, 0)
+    assert task().evaluate(perfect(texts), texts, data.test, data) == {"f1": 100, "exact_match": 100}
+    assert "which the training rows (1.1) teach no model to say" in data.notes[0]
+
+
 def test_losses(tokenizer, data):
     texts = task().encode(tokenizer, data.train, data, 0)
     batch = make_batch(texts, np.arange(2))
