@@ -138,7 +138,7 @@ class Quantize(Stage):
         if outcome.kept:
             kept = ", ".join(damage.name for damage in outcome.kept)
             metric = context.task.primary
-            before, after = (f"{abs(score):.2f} {metric.unit}" for score in (outcome.first_score, outcome.score))
+            before, after = (f"{better(metric, score):.2f} {metric.unit}" for score in (outcome.first_score, outcome.score))
             context.note(f"{title}: kept in float32: {kept}; {metric.title} {before} became {after}")
         self._report(context, target, name, title)
         return self._describe(outcome, floor)

@@ -216,5 +216,5 @@ class Task(BaseModel):
 
 
 def better(metric: Metric, value: float) -> float:
-    """``value`` so that more is better."""
+    """``value`` so that more is better; applied twice, the value itself."""
     return value if metric.higher_is_better else -value

@@ -35,6 +35,7 @@ from pipeline.learning.training import TrainingJob, TrainingPlan, train
 from pipeline.models.encoder import Encoder
 from pipeline.models.inference import predict
 from pipeline.models.surgery import keep_layers, probe_texts, require_same
+from pipeline.tasks.base import better
 from pipeline.tasks.batches import Batch, EncodedTexts
 from runtimes.errors import BadInput
 
@@ -117,9 +118,9 @@ class Layerdrop(Stage):
         best = max(scores, key=lambda kept: (scores[kept], kept))
         spaced = tuple(every_other(count, self.layers))
         metric = context.task.primary
-        told = f"; every other ({', '.join(map(str, spaced))}): {abs(scores[spaced]):.2f} {metric.unit}" if spaced in scores else ""
+        told = f"; every other ({', '.join(map(str, spaced))}): {better(metric, scores[spaced]):.2f} {metric.unit}" if spaced in scores else ""
         context.note(
-            f"{len(scores)} choices tried on {len(texts)} validation inputs, best {metric.title} {abs(scores[best]):.2f} {metric.unit} "
+            f"{len(scores)} choices tried on {len(texts)} validation inputs, best {metric.title} {better(metric, scores[best]):.2f} {metric.unit} "
             f"before healing{told}"
         )
         return list(best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,16 @@ def test_a_stage_runs_on_a_task(go, stage, task):
 def test_texts_without_labels_are_learned_from(go, task):
     ledger = go(task, "prune-heads", HEAL, 'unlabeled = "more.txt"\n')
     assert ledger.rows["unlabeled"] == 2
+
+
+def test_a_figure_below_zero_is_told_as_it_is(tiny_model, tmp_path):
+    """Of validation rows whose numbers fall where those of training rise, every choice of layers has a negative correlation."""
+    data = write_data("text-regression", tmp_path / "data")
+    rows = [json.loads(line) for line in (data / "validation.jsonl").read_text().splitlines()]
+    (data / "validation.jsonl").write_text("".join(json.dumps(row | {"label": -row["label"]}) + "\n" for row in rows))
+    finetune = '[[stage]]\nuse = "finetune"\nepochs = 12\nbatch_size = 8\nlearning_rate = 3e-3\n'
+    layerdrop = '[[stage]]\nuse = "layerdrop"\nlayers = 1\ndrop_epochs = 0\nheal = { epochs = 0 }\n'
+    ledger = run_task("text-regression", finetune + layerdrop, tmp_path, tiny_model, tmp_path / "cache")
+    figure = ledger.records[-1]["subjects"][-1]["metrics"]["validation"]["spearman"]
+    assert figure < 0
+    assert any(f"best Spearman {figure:.2f}" in note for note in ledger.records[-1]["notes"])
