@@ -31,6 +31,7 @@ from pipeline.flow.cache import Artifact, Cache
 from pipeline.flow.progress import Progress
 from pipeline.flow.train_section import TrainSection
 from pipeline.tasks.base import Data, Row, Task
+from runtimes.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.models.checkpoint import Checkpoint
@@ -122,9 +123,16 @@ class Context:
         self.progress.say(f"  {message}")
 
     def encode(self, checkpoint: Checkpoint, split: str | Sequence[Row]) -> EncodedTexts:
-        """The rows of a split (or rows themselves) as the tokenizer of ``checkpoint`` has them, with their targets."""
+        """The rows of a split (or rows themselves) as the tokenizer of ``checkpoint`` has them, with their targets.
+
+        Raises:
+            BadInput: a row that makes no input, such as a question longer than a window.
+        """
         rows = self.data.split(split) if isinstance(split, str) else split
-        return self.task.encode(checkpoint.tokenizer, rows, self.data, checkpoint.model.config.pad_token_id)
+        try:
+            return self.task.encode(checkpoint.tokenizer, rows, self.data, checkpoint.model.config.pad_token_id)
+        except BadInput as error:
+            raise BadInput(f"task.data: {split} rows: {error}" if isinstance(split, str) else str(error)) from error
 
 
 def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

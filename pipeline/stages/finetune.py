@@ -63,10 +63,10 @@ class Finetune(Stage):
 
 
 def load_source(context: Context) -> Checkpoint:
-    """The source model with the heads of the task.
+    """The source model with the heads of the task. What later work reads is encoded once: faults that the tokenizer finds are told before training.
 
     Raises:
-        BadInput: it has fewer positions than the task's inputs.
+        BadInput: it has fewer positions than the task's inputs; a row that makes no input.
     """
     labels = context.data.labels.get("logits")
     checkpoint = Checkpoint.load(context.folder("source"), context.task.heads(context.data), labels)
@@ -74,6 +74,9 @@ def load_source(context: Context) -> Checkpoint:
     positions = config.max_position_embeddings - config.position_offset
     if context.task.max_length > positions:
         raise BadInput(f"task.max_length: {context.task.max_length}, but the model has {positions} positions")
+    for split in ("validation", "test", "unlabeled"):
+        if context.data.split(split):
+            context.encode(checkpoint, split)
     if checkpoint.model.dropped_head is not None:
         context.note(f"the source's head is that of another task or of pre-training and is left out: {checkpoint.model.dropped_head}")
     return checkpoint
