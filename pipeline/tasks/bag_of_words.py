@@ -25,32 +25,43 @@ from pipeline.tasks.batches import from_id_lists
 MOST_ROWS = 20_000
 MOST_FEATURES = 100_000
 SPLITS = ("validation", "test")
+CERTAIN = 100.0
+"""Logit of a class that every row has; of one that no drawn row has, less than 0. Decision values are a few units."""
 
 
 def classify(task: Task, data: Data) -> dict[str, Any]:
     """LinearSVC; its decision values stand for logits."""
     train = _drawn(data.train)
     features = _features(train)
-    labels = data.labels["logits"]
-    model = LinearSVC(random_state=0)
-    if "labels" in train[0]:
-        has = np.array([[label in row["labels"] for label in labels] for row in train])
-        known = np.flatnonzero(has.any(0) & ~has.all(0))  # of others there is nothing to learn from the drawn rows
-        model, wanted = OneVsRestClassifier(model), has[:, known].astype(int)
-    else:
-        wanted = np.array([labels.index(row["label"]) for row in train])
-        known = np.unique(wanted)
-    model.fit(features(train), wanted)
+    labels, several = data.labels["logits"], "labels" in train[0]
+    has = np.array([[label in (row["labels"] if several else [row["label"]]) for label in labels] for row in train])
+    known = np.flatnonzero(has.any(0) & ~has.all(0))  # of others there is nothing to learn from the drawn rows
+    values = _planes(features(train), has[:, known], several) if len(known) else None
 
     def logits(rows: Sequence[Row]) -> np.ndarray:
-        values = model.decision_function(features(rows))
-        values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
-        made = np.full((len(rows), len(labels)), values.min() - 1)  # classes that no drawn row has
-        made[:, known] = values
+        made = np.repeat(np.where(has.all(0), CERTAIN, -CERTAIN)[None], len(rows), axis=0)
+        if values is not None:
+            made[:, known] = values(features(rows))
         return made
 
     # Distances to planes are no log-probabilities, so what judges those is left out.
     return _scored(task, data, "linear SVM on bags of words", logits, ("log_loss", "calibration_error"))
+
+
+def _planes(features: Any, has: np.ndarray, several: bool) -> Callable[[Any], np.ndarray]:
+    """Features -> decision values [N, C], fitted to ``has`` [N, C]: one class a row, or any number (``several``)."""
+    if not several:
+        model = LinearSVC(random_state=0).fit(features, has.argmax(1))
+    elif has.shape[1] == 1:
+        model = LinearSVC(random_state=0).fit(features, has[:, 0].astype(int))
+    else:
+        model = OneVsRestClassifier(LinearSVC(random_state=0)).fit(features, has.astype(int))
+
+    def values(features: Any) -> np.ndarray:
+        found = model.decision_function(features)
+        return found if found.ndim == 2 else np.stack([-found, found], axis=1)[:, -has.shape[1] :]
+
+    return values
 
 
 def regress(task: Task, data: Data) -> dict[str, Any]:
@@ -121,7 +132,9 @@ def _features(train: Sequence[Row]) -> Callable[[Sequence[Row]], Any]:
 def _fitted(texts: Sequence[str]) -> list[TfidfVectorizer]:
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=MOST_FEATURES, token_pattern=r"(?u)\b\w+\b")
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_features=MOST_FEATURES)
-    return [vectorizer.fit(texts) for vectorizer in (words, letters)]
+    split = words.build_analyzer()
+    worded = any(split(text) for text in texts)  # signs and emoji alone make no word
+    return [vectorizer.fit(texts) for vectorizer in ((words, letters) if worded else (letters,))]
 
 
 def _transformed(fitted: Sequence[TfidfVectorizer], texts: Sequence[str]) -> Any:

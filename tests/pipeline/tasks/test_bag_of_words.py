@@ -34,6 +34,20 @@ def test_several_labels(write_rows):
     assert task.floor(task.read(write_rows(train=rows, validation=rows, test=rows)))["metrics"]["test"]["accuracy"] == 100
 
 
+@pytest.mark.parametrize("sets", [(["all", "on"], ["all", "off"]), (["all", "on"], ["all"]), (["a", "b"], ["a", "b"]), (["on"], ["off"])])
+def test_a_class_that_every_row_has_is_known(write_rows, sets):
+    rows = [{"text": f"turn {way} the light {number}", "label": sets[way == "off"]} for number in range(5) for way in ("on", "off")]
+    task = TextClassification(data="", multi_label=True, threshold=0.5)
+    found = task.floor(task.read(write_rows(train=rows, validation=rows, test=rows)))["metrics"]["test"]
+    assert found["accuracy"] == 100
+
+
+def test_texts_without_a_word(write_rows):
+    rows = [{"text": text, "label": label} for text, label in (("!!", "x"), ("??", "y"), ("\U0001f600", "x"), ("\U0001f62d", "y"))] * 5
+    task = TextClassification(data="")
+    assert task.floor(task.read(write_rows(train=rows, validation=rows, test=rows)))["metrics"]["test"]["accuracy"] == 100
+
+
 def test_numbers(write_rows):
     rows = [{"text": text, "label": len(text)} for _, text in TEXTS]
     task = TextRegression(data="")
