@@ -72,7 +72,10 @@ class SentenceEmbedding(Task):
                     )
         paired = sum("score" in row for row in rows["train"])
         if paired not in (0, len(rows["train"])):
-            raise BadInput(f"{folder}: {paired} of {len(rows['train'])} training rows are pairs; all of them must be, or none")
+            alone = paired < len(rows["train"]) / 2  # what fewer rows are is the odd one
+            odd = next(row["place"] for row in rows["train"] if ("score" in row) == alone)
+            told = f"is {'a pair' if alone else 'a text alone'}; {paired} of {len(rows['train'])} training rows are pairs"
+            raise BadInput(f"{odd}: {told}, and all of them must be, or none")
         splits = [[{k: v for k, v in row.items() if k != "place"} for row in rows[split]] for split in ("train", "validation", "test")]
         return Data(*splits, {}, fingerprint(splits), tuple(notes))
 

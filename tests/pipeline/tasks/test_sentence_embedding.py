@@ -53,7 +53,8 @@ def test_training_rows_may_be_texts_alone(tokenizer, write_rows):
     [
         ({"validation": [*ROWS, ALONE[0]]}, r"validation\.jsonl:6: no column 'text_pair'; validation rows are pairs"),
         ({"test": ALONE}, r"test\.jsonl:1: no column 'text_pair'; test rows are pairs"),
-        ({"train": [*ROWS, ALONE[0]]}, "5 of 6 training rows are pairs; all of them must be, or none"),
+        ({"train": [*ROWS, ALONE[0]]}, r"train\.jsonl:6: is a text alone; 5 of 6 training rows are pairs, and all of them must be, or none"),
+        ({"train": [*ALONE, *ALONE, ROWS[0]]}, r"train\.jsonl:\d+: is a pair; 1 of \d+ training rows are pairs"),
         ({"train": [ROWS[0] | {"label": float("nan")}]}, r"train\.jsonl:1: label must be a finite number"),
         ({"train": [{"text": "a", "text_pair": "b"}]}, r"train\.jsonl:1: no column 'label'"),
     ],

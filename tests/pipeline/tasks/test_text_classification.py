@@ -143,10 +143,10 @@ def test_a_file_of_no_class_without_rows_is_refused(tmp_path):
         read_folder(folder(tmp_path, oos_validation=b"\n", oos_test=lines(GOOD)), out_of_scope="oos")
 
 
-@pytest.mark.parametrize("label", [[], "", [""], 3, None])
+@pytest.mark.parametrize("label", [[], "", [""], 3, None, [True], [1.5]])
 def test_a_row_of_several_labels_has_at_least_one(tmp_path, label):
     rows = [{"text": "x", "label": ["a", "b"]}, {"text": "y", "label": label}]
-    with pytest.raises(BadInput, match=r"train\.jsonl:2: label must be a list with at least one label"):
+    with pytest.raises(BadInput, match=r"train\.jsonl:2: label must be a list of at least one label"):
         read_folder(folder(tmp_path, train=lines(rows)), multi_label=True)
 
 
@@ -156,6 +156,12 @@ def test_several_labels_come_as_lists_or_with_commas(tmp_path):
     assert [row["labels"] for row in data.train] == [["a", "b"], ["a", "c"]]
     targets = TextClassification(data="unused", multi_label=True).targets(data.train, data)
     assert targets.tolist() == [[1, 1, 0], [1, 0, 1]]
+
+
+def test_whole_numbers_are_labels_also_in_a_list(tmp_path):
+    rows = lines([{"text": "x", "label": [2, 1]}, {"text": "y", "label": "1, 3"}])
+    data = read_folder(folder(tmp_path, train=rows, validation=rows, test=rows), multi_label=True)
+    assert [row["labels"] for row in data.train] == [["1", "2"], ["1", "3"]]
 
 
 def test_a_threshold_splits_what_belongs_from_what_does_not():
