@@ -26,7 +26,7 @@ from pipeline.flow.source_data import load_data
 from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Context, Stage
 from pipeline.models.hub_fields import read_encoder_config
 from pipeline.models.source import find_source, source_sha256
-from pipeline.tasks.base import SPLITS
+from pipeline.tasks.base import SPLITS, Data
 from runtimes.bundle import MANIFEST, REPORT, write_sums
 from runtimes.errors import BadInput, PocketbertError
 
@@ -68,6 +68,7 @@ class _Run:
         source = find_source(recipe.model.source, recipe_folder)
         self.data = load_data(recipe, source, recipe_folder)
         check_order(recipe.stages, recipe.name, structure_traits(source))
+        _check_labels(recipe, self.data)
         for note in self.data.notes:
             progress.say(note)
         self.ledger = Ledger(recipe, {split: len(self.data.split(split)) for split in (*SPLITS, "unlabeled")})
@@ -175,6 +176,15 @@ class _Run:
             os.replace(final, old)
         os.replace(staging, final)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_labels(recipe: Recipe, data: Data) -> None:
+    """Refuse, before any work, a stage that learns from labels which training rows do not have."""
+    if recipe.task.labelled(data):
+        return
+    for number, stage in enumerate(recipe.stages, start=1):
+        if stage.without_labels:
+            raise BadInput(f"{recipe.name}: stage[{number}].{stage.use}: learns from labels, and the training rows have none; {stage.without_labels}")
 
 
 def structure_traits(source: Path) -> list[str]:

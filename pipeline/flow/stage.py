@@ -191,6 +191,12 @@ class Stage(BaseModel):
                 merged[name] = _merged(default.model_dump(), value)
         return merged
 
+    @property
+    def without_labels(self) -> str:
+        """What to do where training rows have no labels, which this stage as it is configured learns from; empty if it does not."""
+        heal = getattr(self, "heal", None)
+        return 'set heal.learn_from = "unpruned"' if getattr(heal, "learn_from", None) == "labels" else ""
+
     def check_task(self, task: Task) -> None:
         """Refuse a task that this stage makes no sense for, before any work.
 

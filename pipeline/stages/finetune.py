@@ -43,6 +43,10 @@ class Finetune(Stage):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Matrix products; ``auto`` takes bf16 where the processor has it."""
 
+    @property
+    def without_labels(self) -> str:
+        return "take the source as it is: adopt in its place"
+
     def run(self, context: Context) -> None:
         torch.manual_seed(context.seed)
         checkpoint = load_source(context)

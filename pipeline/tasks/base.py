@@ -152,6 +152,10 @@ class Task(BaseModel):
         """The inputs of training rows that labels can teach; all of them where each has a target."""
         return texts
 
+    def labelled(self, data: Data) -> bool:
+        """Whether training rows have what :meth:`loss` needs."""
+        return True
+
     def untaught(self, texts: EncodedTexts, rows: Sequence[Row]) -> str:
         """A sentence about training rows whose labels are in none of their inputs ``texts``; empty where there are none."""
         return ""

@@ -97,6 +97,9 @@ class SentenceEmbedding(Task):
         scores = np.repeat([(row["score"] - low) / (high - low) for row in rows], 2).astype(np.float32)
         return replace(made, targets={"score": scores}, row_of=np.repeat(np.arange(len(rows)), 2), group=2)
 
+    def labelled(self, data: Data) -> bool:
+        return all("score" in row for row in data.train)
+
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean squared difference between the cosine of a pair and its score, scaled to 0..1."""
         if "score" not in batch.targets:

@@ -87,6 +87,10 @@ class PruneGates(Stage):
     heal: Healing = Healing()
     """How the model learns again after the cut."""
 
+    @property
+    def without_labels(self) -> str:
+        return 'set select = "l0", which learns from the unpruned model' if self.select == "gain" else super().without_labels
+
     def run(self, context: Context) -> None:
         if not (self.heads or self.ffn or self.hidden):
             raise BadInput(f"{self.use}: heads, ffn and hidden are all 0, so nothing would go")

@@ -71,6 +71,10 @@ class PruneHeads(Stage):
     heal: Healing = Healing()
     """How the model learns again after the cut."""
 
+    @property
+    def without_labels(self) -> str:
+        return 'take prune-gates with heads and select = "l0", which learns from the unpruned model'
+
     def run(self, context: Context) -> None:
         unpruned = context.load("model")
         shapes = [layer["heads"] for layer in unpruned.model.config.layers]

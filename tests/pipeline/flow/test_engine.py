@@ -22,6 +22,7 @@ from pipeline.reports.results import result_rows
 from pipeline.reports.run_report import write_report
 from runtimes.errors import BadInput, GateFailed
 from tests.conftest import RECIPE_HEAD
+from tests.pipeline.small_tasks import run_task, write_data
 
 STAGES = ["finetune", "prune-vocab", "distill-mobilebert", "factorize-embeddings", "export", "quantize", "bench", "pack"]
 
@@ -249,3 +250,29 @@ def test_roles_that_do_not_exist_are_refused(tmp_path, stage, told):
     path.write_text(f'[model]\nsource = "m"\n[task]\ndata = "d"\n[[stage]]\nuse = "finetune"\n[[stage]]\nuse = "prune-heads"\n{stage}\n')
     with pytest.raises(BadInput, match=told):
         load_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "cure"),
+    [
+        ("finetune", "", "adopt in its place"),
+        ("prune-heads", "", "take prune-gates with heads"),
+        ("prune-gates", 'select = "gain"\n', 'set select = "l0"'),
+        ("layerdrop", 'layers = 1\nheal = { learn_from = "labels" }\n', 'set heal.learn_from = "unpruned"'),
+    ],
+)
+def test_a_stage_that_learns_from_labels_which_there_are_not_is_refused_before_any_work(tiny_model, tmp_path, stage, keys, cure):
+    data = write_data("sentence-embedding", tmp_path / "data")
+    (data / "train.jsonl").write_text('{"text": "turn on the light"}\n{"text": "lamp off please"}\n')
+    number = 1 if stage == "finetune" else 2
+    with pytest.raises(BadInput, match=rf"stage\[{number}\]\.{stage}: learns from labels, and the training rows have none; .*{cure}"):
+        run_task("sentence-embedding", f'[[stage]]\nuse = "{stage}"\n{keys}', tmp_path, tiny_model, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_gates_need_no_labels(tiny_model, tmp_path):
+    """What the refusals advise."""
+    data = write_data("sentence-embedding", tmp_path / "data")
+    (data / "train.jsonl").write_text('{"text": "turn on the light"}\n{"text": "lamp off please"}\n')
+    gates = '[[stage]]\nuse = "prune-gates"\nheads = 0.25\ngate_epochs = 1\nheal = { epochs = 1 }\n'
+    assert run_task("sentence-embedding", gates, tmp_path, tiny_model, tmp_path / "cache").outcome == "ok"
