@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 REJECTED_RIGHT = 0.01
 """Share of the right validation answers that a threshold may reject where there is nothing else to choose it by."""
 MOST_CLASSES_IN_DETAIL = 20
+"""Up to so many classes the ledger has the recall of each; more would bury the other figures."""
 
 
 class TextClassification(TextOrPair):
