@@ -120,7 +120,7 @@ class TextClassification(TextOrPair):
         given = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
         given = [str(label) if type(label) is int else label for label in given] if isinstance(given, list) else given
         if not isinstance(given, list) or not given or not all(isinstance(label, str) and label.strip() for label in given):
-            raise BadInput(f"{place}: {self.label_column} must be a list of at least one label, each a text or a whole number, got {shown(repr(given))}")
+            raise BadInput(f"{place}: {self.label_column} must be a list of at least one label, texts or whole numbers, got {shown(repr(given))}")
         return row | {"labels": sorted({label_of(label, self.label_column, place) for label in given})}
 
     def _read_out_of_scope(self, folder: Path) -> dict[str, list[Row]]:
