@@ -42,6 +42,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                fail(f"{str(error.filename)[:100]}...: the name is too long for a file; give a shorter path", 2)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
             place = f" ({error.filename})" if error.filename else ""

@@ -28,6 +28,7 @@ from typing import Any
 from filelock import FileLock
 
 from runtimes.bundle import file_sha256
+from runtimes.errors import BadInput
 
 LIBRARIES = (
     "pocketbert", "torch", "transformers", "tokenizers", "optimum", "optimum-onnx", "onnx", "onnxruntime",
@@ -77,6 +78,8 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
+        if _exists(self.root) and not self.root.is_dir():
+            raise BadInput(f"--cache {self.root}: is a file; give a folder, or leave it out for {default_root()}")
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a finished stage, or None if there is none or its files are not what they were."""
@@ -134,6 +137,13 @@ class Cache:
         for part in ("stages", "work", "shared", "locks"):
             shutil.rmtree(self.root / part, ignore_errors=True)
         return freed
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise BadInput(f"--cache {str(path)[:100]}: cannot be read: {error.strerror}; give another folder") from error
 
 
 def size_bytes(folder: Path) -> int:

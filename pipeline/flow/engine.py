@@ -63,7 +63,10 @@ class _Run:
     available: dict[str, Artifact] = field(default_factory=dict)
 
     def run(self, recipe_folder: Path | None) -> Ledger:
-        _check_writable(self.out)
+        check_writable("--out", self.out)
+        if (self.out / "bundle").exists() and not (self.out / "bundle" / MANIFEST).is_file():
+            raise BadInput(f"--out {self.out}: holds a 'bundle' that is none of ours, and it would be replaced; choose another folder")
+        check_writable("--cache", self.cache.root)
         recipe, progress = self.recipe, self.progress
         source = find_source(recipe.model.source, recipe_folder)
         self.data = load_data(recipe, source, recipe_folder)
@@ -238,15 +241,14 @@ def _help(stage: Stage, key: str, cache: Cache, make: Callable[[Path], Context])
     return cache.record(key) | {"cached": cached}
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(option: str, folder: Path) -> None:
+    """Refuse, before any work, a folder that nothing can be written into."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from error
-    if (out / "bundle").exists() and not (out / "bundle" / MANIFEST).is_file():
-        raise BadInput(f"--out {out}: holds a 'bundle' that is none of ours, and it would be replaced; choose another folder")
+        raise BadInput(f"{option} {str(folder)[:200]}: cannot be written: {error.strerror}; give another folder") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
     from pipeline.tasks.base import Task
 
 SECTIONS = ("model", "task", "budget", "train")
+LONGEST_SHOWN = 100
+"""Characters of a faulty value that a message repeats."""
 PRESETS = resources.files("pipeline") / "recipes"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -56,10 +59,10 @@ class Recipe(_Section):
     ``task`` is the configured :class:`pipeline.tasks.base.Task`; ``stages`` holds one configured stage per ``[[stage]]`` table.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: str
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     model: ModelSection
     task: Any
     budget: BudgetSection = BudgetSection()
@@ -85,16 +88,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
     tables, origin = _read(name_or_path)
     for override in overrides:
         _override(tables, override)
+    tables.setdefault("name", Path(origin).stem)
+    for section in SECTIONS:
+        if not isinstance(tables.get(section, {}), dict):
+            raise BadInput(f"{origin}: {section}: a [{section}] table is needed, got {_shown(tables[section])}")
     for section, key, value in (("model", "source", model), ("task", "data", data)):
         if value is not None:
             tables.setdefault(section, {})[key] = value
+            _refuse_impossible_path(f"--{section if section == 'model' else key}", value)
         else:
-            _refuse_unsafe(origin, f"{section}.{key}", str(tables.get(section, {}).get(key, "")))
-    tables.setdefault("name", Path(origin).stem)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(tables["name"])):
-        raise BadInput(f"{origin}: name: {tables['name']!r} must be letters, digits, '.', '_' and '-'; it names a folder")
+            named = str(tables.get(section, {}).get(key, ""))
+            _refuse_unsafe(origin, f"{section}.{key}", named)
+            _refuse_impossible_path(f"{origin}: {section}.{key}", named)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(tables["name"])):
+        raise BadInput(f"{origin}: name: {_shown(tables['name'])} must be letters, digits, '.', '_' and '-', at most 100; it names a folder")
     stage_tables = tables.pop("stage", [])
-    if not isinstance(stage_tables, list) or not stage_tables or not all(isinstance(t, dict) for t in stage_tables):
+    if not _are_tables(stage_tables) or not stage_tables:
         raise BadInput(f"{origin}: stage: at least one [[stage]] table is needed")
     try:
         recipe = Recipe(**tables)
@@ -166,62 +175,79 @@ def lock_text(recipe: Recipe) -> str:
 
 
 def _read(name_or_path: str) -> tuple[dict[str, Any], str]:
+    _refuse_impossible_path("recipe", name_or_path)
     path = Path(name_or_path)
     if name_or_path in presets():
         data, origin = (PRESETS / f"{name_or_path}.toml").read_bytes(), name_or_path
     elif path.is_file():
         data, origin = path.read_bytes(), name_or_path
     else:
-        raise BadInput(f"recipe {name_or_path!r}: no such file, and no preset of that name{_nearest(name_or_path, presets())}")
+        raise BadInput(f"recipe {_shown(name_or_path)}: no such file, and no preset of that name{_nearest(name_or_path, presets())}")
     try:
-        return tomllib.loads(data.decode("utf-8")), origin
+        return _parse(data.decode("utf-8"), origin), origin
     except UnicodeDecodeError as error:
         raise BadInput(f"{origin}: not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{origin}: not TOML: {error}") from error
 
 
+def _parse(text: str, place: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise BadInput(f"{place}: lists or tables are nested too deep; no key takes more than a list of lists") from error
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:  # Python reads no integer of more than 4,300 digits
+        raise BadInput(f"{place}: a number has too many digits; write a smaller one") from error
+
+
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(table, dict) for table in value)
+
+
 def _override(tables: dict[str, Any], text: str) -> None:
     key, separator, raw = text.partition("=")
+    shown = _shown(text)
     if not separator:
-        raise BadInput(f"--set {text!r}: KEY=VALUE is needed, such as stage.2.layers=6")
+        raise BadInput(f"--set {shown}: KEY=VALUE is needed, such as stage.2.layers=6")
     try:
-        value = tomllib.loads(f"v = {raw}")["v"]
+        value = _parse(f"v = {raw}", f"--set {shown}")["v"]
     except tomllib.TOMLDecodeError:
         value = raw  # a bare word is a text
     parts = key.strip().split(".")
     place: Any = tables
     stages = tables.get("stage", [])
+    if not _are_tables(stages):
+        raise BadInput(f"--set {shown}: stage is {_shown(stages)}, where [[stage]] tables are needed; set a key of one, such as stage.2.layers=6")
     known = [str(table.get("use")) for table in stages]
     if len(parts) > 1 and parts[0] in known:
         parts.insert(0, "stage")
     inner = parts[1:-1]
     if parts[0] == "stage" and len(parts) > 2:
         inner = parts[2:-1]
-        if parts[1].isdigit() and 1 <= int(parts[1]) <= len(stages):
+        if parts[1].isdecimal() and 1 <= int(parts[1]) <= len(stages):
             place = stages[int(parts[1]) - 1]
         elif parts[1] in known:
             place = stages[known.index(parts[1])]
         else:
-            raise BadInput(f"--set {text!r}: no stage {parts[1]!r}; the recipe has {', '.join(f'{i} {n}' for i, n in enumerate(known, 1))}")
+            raise BadInput(f"--set {shown}: no stage {_shown(parts[1])}; the recipe has {', '.join(f'{i} {n}' for i, n in enumerate(known, 1))}")
     elif len(parts) > 1 and parts[0] in SECTIONS:
         place = place.setdefault(parts[0], {})
     elif len(parts) != 1:
-        raise BadInput(f"--set {text!r}: the key must be like seed, task.max_length, stage.2.layers or stage.2.heal.epochs")
+        raise BadInput(f"--set {shown}: the key must be like seed, task.max_length, stage.2.layers or stage.2.heal.epochs")
     for key in inner:
         place = place.setdefault(key, {}) if isinstance(place, dict) else place
     if not isinstance(place, dict):
-        raise BadInput(f"--set {text!r}: {'.'.join(parts[:-1])} is no table that could have a key {parts[-1]!r}")
+        raise BadInput(f"--set {shown}: {'.'.join(parts[:-1])} is no table that could have a key {_shown(parts[-1])}")
     place[parts[-1]] = value
 
 
 def _make_task(origin: str, table: Any) -> Task:
-    if not isinstance(table, dict):
-        raise BadInput(f"{origin}: task: a [task] table is needed, got {table!r}")
     fields = dict(table)
     kind = fields.pop("kind", DEFAULT_KIND)
-    if kind not in TASKS:
-        raise BadInput(f"{origin}: task.kind: unknown {kind!r}{_nearest(str(kind), TASKS)}")
+    if not isinstance(kind, str) or kind not in TASKS:
+        raise BadInput(f"{origin}: task.kind: unknown {_shown(kind)}{_nearest(str(kind), TASKS)}")
     try:
         return TASKS[kind](**fields)
     except ValidationError as error:
@@ -231,8 +257,8 @@ def _make_task(origin: str, table: Any) -> Task:
 def _make_stage(origin: str, number: int, table: dict[str, Any]) -> Stage:
     fields = dict(table)
     name = fields.pop("use", None)
-    if name not in STAGES:
-        raise BadInput(f"{origin}: stage[{number}].use: unknown {name!r}{_nearest(str(name), STAGES)}")
+    if not isinstance(name, str) or name not in STAGES:
+        raise BadInput(f"{origin}: stage[{number}].use: unknown {_shown(name)}{_nearest(str(name), STAGES)}")
     try:
         return STAGES[name](**fields)
     except ValidationError as error:
@@ -241,7 +267,7 @@ def _make_stage(origin: str, number: int, table: dict[str, Any]) -> Stage:
 
 def _explain(error: ValidationError, prefix: str, owner: type[BaseModel]) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part)[:LONGEST_SHOWN] for part in first["loc"]) or "together"
     if first["type"] == "extra_forbidden":
         for part in first["loc"][:-1]:
             owner = nested_table(owner.model_fields[part].annotation) or owner
@@ -251,8 +277,8 @@ def _explain(error: ValidationError, prefix: str, owner: type[BaseModel]) -> str
         return f"{prefix}{place}: missing"
     if first["type"] == "literal_error":
         allowed = re.findall("'(.*?)'", first["ctx"]["expected"])
-        return f"{prefix}{place}: unknown {first['input']!r}{_nearest(str(first['input']), allowed)}"
-    return f"{prefix}{place}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+        return f"{prefix}{place}: unknown {_shown(first['input'])}{_nearest(str(first['input']), allowed)}"
+    return f"{prefix}{place}: {first['msg'].removeprefix('Value error, ')} (got {_shown(first['input'])})"
 
 
 def nested_table(annotation: Any) -> type[BaseModel] | None:
@@ -262,7 +288,7 @@ def nested_table(annotation: Any) -> type[BaseModel] | None:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:LONGEST_SHOWN], known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
 
 
@@ -270,9 +296,25 @@ def _refuse_unsafe(origin: str, place: str, value: str) -> None:
     if value and not value.startswith("builtin:") and not is_safe_name(value):
         option = "--model" if place.startswith("model") else "--data"
         raise BadInput(
-            f"{origin}: {place}: {value!r} leaves the folder of the recipe; a recipe may only name what lies beside it. "
-            f"Give such a path on the command line: {option} {value}"
+            f"{origin}: {place}: {_shown(value)} leaves the folder of the recipe; a recipe may only name what lies beside it. "
+            f"Give such a path on the command line: {option} {value[:LONGEST_SHOWN]}"
         )
+
+
+def _refuse_impossible_path(place: str, value: str) -> None:
+    """Refuse what no file can be called, before a call of the system fails on it."""
+    if "\0" in value:
+        raise BadInput(f"{place}: {_shown(value)} has a NUL character, which no path can have")
+    if len(os.fsencode(value)) > 4000 or any(len(os.fsencode(part)) > 255 for part in value.split("/")):
+        raise BadInput(f"{place}: {_shown(value)} is too long for a path: 255 bytes a name and 4,000 in all are allowed; move it to a shorter one")
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} characters)"
 
 
 def _toml(value: Any) -> str:

@@ -158,7 +158,7 @@ class Stage(BaseModel):
         effect: what it does to size and speed, in a sentence.
     """
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 
     use: ClassVar[str]
     version: ClassVar[int] = 1

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pipeline.flow import processes
+from pipeline.flow.amounts import BatchSize, Epochs, LearningRate
 from pipeline.flow.cache import digest
 from pipeline.flow.code import code_digest
 from pipeline.flow.stage import Context
@@ -48,13 +49,13 @@ class Pace(Protocol):
 class Distillation(BaseModel):
     """Options of a distillation from the teacher's outputs."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    epochs: float = Field(8.0, ge=0)
+    epochs: Epochs = Field(8.0, ge=0)
     """Passes over the transfer set (inputs and their copies) in which the student learns the teacher's outputs."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: BatchSize = 128
     """Inputs per step; a small student spends less per input on a larger batch."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: LearningRate = 2e-3
     """Peak learning rate of AdamW."""
     temperature: float = Field(2.0, gt=0)
     """Softens both distributions, where outputs are distributions."""

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.flow.amounts import BatchSize, Epochs, LearningRate
 from pipeline.flow.stage import Context
 from pipeline.learning.distillation import Lesson, learn, lesson_of
 from pipeline.learning.evaluation import describe, subject
@@ -27,13 +28,13 @@ from runtimes.errors import BadInput
 class Healing(BaseModel):
     """Options of the recovery after a cut."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    epochs: float = Field(2.0, ge=0)
+    epochs: Epochs = Field(2.0, ge=0)
     """Passes over the transfer set after the cut; 0 for none."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: BatchSize = 128
     """Inputs per step; on a CPU an input costs less in a larger batch."""
-    learning_rate: float = Field(1.5e-4, gt=0)
+    learning_rate: LearningRate = 1.5e-4
     """Peak learning rate of AdamW."""
     temperature: float = Field(2.0, gt=0)
     """Softens both distributions, where outputs are distributions and no labels are learned from."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.flow.amounts import BatchSize, Epochs, LearningRate
 from pipeline.flow.stage import Context
 from pipeline.learning.distillation import steps_of, teacher_outputs
 from pipeline.learning.losses import attention_loss, feature_map_loss
@@ -43,15 +44,15 @@ PAST_RATE = 0.1
 class KnowledgeTransfer(BaseModel):
     """Options of the transfer."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     order: Literal["progressive", "joint", "none"] = "progressive"
     """How feature maps and attention are learned before the outputs: one layer after another, all layers at once, or not at all."""
-    epochs: float = Field(4.0, ge=0)
+    epochs: Epochs = Field(4.0, ge=0)
     """Passes over the training inputs in which feature maps and attention are learned."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: BatchSize = 128
     """Inputs per step."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: LearningRate = 2e-3
     """Peak learning rate of AdamW."""
     feature_weight: float = Field(1.0, ge=0)
     """Weight of the feature maps in the transfer's loss."""

@@ -29,7 +29,7 @@ from runtimes.errors import BadInput
 class TransferSet(BaseModel):
     """Which inputs a teacher labels for its student."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     unlabeled: bool = True
     """Whether the texts of ``task.unlabeled`` are part of it, where the recipe names some."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -32,13 +32,13 @@ class Bench(Stage):
 
     on: list[str] = ["local"]
     """Where to measure, as on the command line: ``local``, ``ssh:USER@HOST``, ``adb:SERIAL``, ``@lab.toml``."""
-    texts: int = Field(1000, ge=1)
+    texts: int = Field(1000, ge=1, le=1_000_000)
     """Inputs of test rows to run, drawn with the recipe's seed."""
-    rounds: int = Field(3, ge=1)
+    rounds: int = Field(3, ge=1, le=1000)
     """Every file is measured so many times, in turns, so that drift of the machine meets all of them."""
-    min_seconds: float = Field(1.0, gt=0)
+    min_seconds: float = Field(1.0, gt=0, le=3600)
     """Shortest measurement of one round."""
-    lengths: list[int] = [16, 32, 64]
+    lengths: list[Annotated[int, Field(ge=2, le=100_000)]] = [16, 32, 64]
     """Fixed lengths in tokens; those above the task's max_length are left out."""
 
     def run(self, context: Context) -> None:

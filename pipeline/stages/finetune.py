@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.flow.amounts import BatchSize, Epochs, LearningRate
 from pipeline.flow.stage import Context, Stage
 from pipeline.learning.evaluation import subject
 from pipeline.learning.training import TrainingJob, TrainingPlan, train
@@ -30,11 +31,11 @@ class Finetune(Stage):
     paper: ClassVar[str] = "Devlin et al. 2018, BERT, arXiv:1810.04805"
     effect: ClassVar[str] = "Makes the teacher; size and speed are those of the pretrained model."
 
-    epochs: float = Field(5.0, gt=0)
+    epochs: Epochs = Field(5.0, gt=0)
     """Passes over the training rows."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: BatchSize = 64
     """Inputs per step."""
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: LearningRate = 2e-4
     """Peak learning rate of AdamW. 2e-4 suits small models (MiniLM); 2e-5 to 5e-5 suits BERT-base."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of the matrices; biases and norms do not decay."""

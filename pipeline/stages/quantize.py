@@ -68,8 +68,8 @@ class Quantize(Stage):
         for pattern, _ in rules:
             try:
                 re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{pattern[:100]!r} is not a regular expression: {error}") from error
         return rules
 
     def run(self, context: Context) -> None:

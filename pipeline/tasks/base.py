@@ -77,7 +77,7 @@ class Data:
 class Task(BaseModel):
     """Base of every task."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     kind: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]

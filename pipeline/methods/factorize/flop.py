@@ -34,6 +34,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.flow.amounts import Epochs, LearningRate
 from pipeline.flow.stage import QUATERNIONS, THIN_MATRICES, Context, Stage
 from pipeline.learning.distillation import steps_of
 from pipeline.learning.hard_concrete import SizeConstraint, probability_open, sample
@@ -79,9 +80,9 @@ class FactorizeFlop(Stage):
 
     removed: float = Field(0.35, gt=0, lt=1)
     """Share of the parameters of the layers' matrices that goes."""
-    gate_epochs: float = Field(3.0, gt=0)
+    gate_epochs: Epochs = Field(3.0, gt=0)
     """Passes over the transfer set in which weights and gates learn together."""
-    gate_learning_rate: float = Field(0.05, gt=0)
+    gate_learning_rate: LearningRate = 0.05
     """Learning rate of gates and multipliers."""
     heal: Healing = Healing()
     """How the model learns again after the cut."""

@@ -32,6 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.flow.amounts import Epochs, LearningRate
 from pipeline.flow.stage import UNEQUAL_LAYERS, Context, Stage, not_on_shared_or_quaternions
 from pipeline.learning.distillation import Lesson, steps_of
 from pipeline.learning.hard_concrete import SizeConstraint, decided, probability_open, sample
@@ -76,9 +77,9 @@ class PruneGates(Stage):
     """Share of the channels of the feature map that go (v1 of the paper)."""
     select: Literal["l0", "gain", "random"] = "l0"
     """How the gates that close are found; ``random`` is a control."""
-    gate_epochs: float = Field(2.0, gt=0)
+    gate_epochs: Epochs = Field(2.0, gt=0)
     """Passes over the training texts in which gates learn (``l0``)."""
-    gate_learning_rate: float = Field(0.05, gt=0)
+    gate_learning_rate: LearningRate = 0.05
     """Learning rate of gates and multipliers, much larger than that of weights."""
     multiple_of: int = Field(16, ge=1)
     """FFN and hidden widths are rounded to multiples of this (see README: which widths the kernels like)."""

@@ -27,6 +27,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.flow.amounts import Epochs
 from pipeline.flow.stage import SHARED_LAYERS, Context, Stage
 from pipeline.learning.distillation import Lesson, zeros_stay
 from pipeline.learning.evaluation import score
@@ -65,7 +66,7 @@ class Layerdrop(Stage):
     """Layers that stay, counted from 0 (``choose = "given"``)."""
     drop_probability: float = Field(0.2, ge=0, lt=1)
     """Chance of a layer to be skipped in a step (paper: 0.2; 0.5 only if very few are to stay)."""
-    drop_epochs: float = Field(2.0, ge=0)
+    drop_epochs: Epochs = Field(2.0, ge=0)
     """Passes over the transfer set in which layers are dropped at random, before the cut."""
     heal: Healing = Healing(epochs=3.0)
     """How the model learns again after the cut."""

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -65,7 +65,7 @@ class PruneMagnitude(Stage):
     """``gradual`` prunes while the model learns, ``one-shot`` before, ``random`` before and by lot."""
     embeddings: bool = True
     """Prune the word table too."""
-    block: tuple[int, int] = (1, 1)
+    block: tuple[PositiveInt, PositiveInt] = (1, 1)
     """Rows and columns of the blocks that are zero together; a matrix must divide into them, or is pruned weight by weight."""
     heal: Healing = Healing(epochs=3.0)
     """How the model learns while and after it is pruned; ``epochs = 0`` prunes at once and trains nothing."""

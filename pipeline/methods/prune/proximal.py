@@ -32,6 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.flow.amounts import Epochs
 from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, UNEQUAL_LAYERS, ZEROS, Context, Stage
 from pipeline.learning.distillation import steps_of
 from pipeline.learning.healing import Healing, leave
@@ -78,7 +79,7 @@ class PruneProximal(Stage):
     """Share of the layers' matrices that is to become zero; gamma is adjusted to get there. 0 takes gamma as it is."""
     gamma: float = Field(1e-6, ge=0)
     """Strength of the penalty where no sparsity is asked for; 0 is AdamW."""
-    prox_epochs: float = Field(3.0, gt=0)
+    prox_epochs: Epochs = Field(3.0, gt=0)
     """Passes over the transfer set with proximal steps."""
     reweight_steps: int = Field(25, ge=1)
     """Steps between two renewals of alpha."""
