@@ -12,15 +12,16 @@ def run_and_show(
     recipe: str, out: Path | None, overrides: Sequence[str], model: str | None, data: str | None, cache: Path | None, as_json: bool, quiet: bool
 ) -> None:
     """Run ``recipe`` into ``out``, ``out/NAME`` if None, and print its table, or its ledger as JSON."""
+    from pipeline.flow.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides, model, data)  # before the engine is imported, and torch with it
     from pipeline.flow import processes
     from pipeline.flow.cache import Cache
     from pipeline.flow.engine import run
     from pipeline.flow.progress import Progress
-    from pipeline.flow.recipe import load_recipe
     from pipeline.reports.run_report import write_report
     from pipeline.reports.run_table import print_table
 
-    loaded = load_recipe(recipe, overrides, model, data)
     folder = Path(recipe).parent if Path(recipe).is_file() else None
     target = out or Path("out") / loaded.name
     ledger = run(loaded, target, Cache(cache), Progress(quiet), write_report, folder)

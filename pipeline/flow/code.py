@@ -65,6 +65,12 @@ def _imports(module: str) -> frozenset[str]:
 
 
 @lru_cache
+def parsed(module: str) -> ast.Module:
+    """The source of a module of the project as a syntax tree; an empty one for any other module."""
+    return ast.parse(_source(module) if module.split(".")[0] in PACKAGES else b"")
+
+
+@lru_cache
 def _source(module: str) -> bytes:
     path = _path(module)
     return b"" if path is None else path.read_bytes()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.flow.keys import first_unknown, keys_of
 from pipeline.flow.registry import STAGES
 from pipeline.flow.train_section import TrainSection
 from pipeline.tasks import DEFAULT_KIND, TASKS
@@ -105,6 +106,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
     stage_tables = tables.pop("stage", [])
     if not _are_tables(stage_tables) or not stage_tables:
         raise BadInput(f"{origin}: stage: at least one [[stage]] table is needed")
+    _check_names(origin, tables.get("task"), stage_tables)
     try:
         recipe = Recipe(**tables)
     except ValidationError as error:
@@ -243,11 +245,26 @@ def _override(tables: dict[str, Any], text: str) -> None:
     place[parts[-1]] = value
 
 
+def _check_names(origin: str, task: Any, stage_tables: list[dict[str, Any]]) -> None:
+    """Refuse unknown kinds and keys before the classes that have them are imported, which takes seconds."""
+    places = [] if task is None else [("task.kind", "task.", TASKS, task.get("kind", DEFAULT_KIND), task)]
+    for number, table in enumerate(stage_tables, start=1):
+        places.append((f"stage[{number}].use", f"stage[{number}].{table.get('use')}.", STAGES, table.get("use"), table))
+    for place, prefix, registry, name, table in places:
+        if not isinstance(name, str) or name not in registry:
+            raise BadInput(f"{origin}: {place}: unknown {_shown(name)}{_nearest(str(name), registry)}")
+        if name not in registry.built_in:
+            continue  # that of another package has its own ways
+        keys = keys_of(*registry.built_in[name].split(":"))
+        unknown = first_unknown({key: value for key, value in table.items() if key not in ("kind", "use")}, keys or {})
+        if unknown is not None:
+            path, known = unknown
+            raise BadInput(f"{origin}: {prefix}{'.'.join(part[:LONGEST_SHOWN] for part in path)}: unknown key{_nearest(path[-1], known)}")
+
+
 def _make_task(origin: str, table: Any) -> Task:
     fields = dict(table)
     kind = fields.pop("kind", DEFAULT_KIND)
-    if not isinstance(kind, str) or kind not in TASKS:
-        raise BadInput(f"{origin}: task.kind: unknown {_shown(kind)}{_nearest(str(kind), TASKS)}")
     try:
         return TASKS[kind](**fields)
     except ValidationError as error:
@@ -256,9 +273,7 @@ def _make_task(origin: str, table: Any) -> Task:
 
 def _make_stage(origin: str, number: int, table: dict[str, Any]) -> Stage:
     fields = dict(table)
-    name = fields.pop("use", None)
-    if not isinstance(name, str) or name not in STAGES:
-        raise BadInput(f"{origin}: stage[{number}].use: unknown {_shown(name)}{_nearest(str(name), STAGES)}")
+    name = fields.pop("use")
     try:
         return STAGES[name](**fields)
     except ValidationError as error:
