@@ -42,26 +42,27 @@ class Ledger:
         return digest([lock_text(self.recipe), facts])
 
     def check_gates(self, stage: Stage) -> None:
-        """Hold the files this stage made, or measured, against the budget.
+        """Hold the files that this stage made, or measured, and that ship, against the budget.
 
         Raises:
             GateFailed: naming the file, its figure and the budget.
         """
         budget, metric = self.recipe.budget, self.recipe.task.primary
-        shipped_role = "quantized" if any("quantized" in s.gives for s in self.recipe.stages) else "exported"
         record = self.records[-1]
-        if shipped_role in stage.gives:
+        if {"exported", "quantized"} & set(stage.gives):
             reference = teacher(self.records)
             for subject in record["subjects"]:
+                if not self._ships(subject):
+                    continue
                 if budget.size_mb is not None:
                     self._gate(subject["file"], "size_mb", subject["size_bytes"] / 1e6, budget.size_mb, "MB")
                 if budget.metric_drop is not None and reference is not None:
                     before, after = (better(metric, s["metrics"][GATE_SPLIT][metric.name]) for s in (reference, subject))
                     self._gate(subject["file"], "metric_drop", before - after, budget.metric_drop, f"points of validation {metric.title}")
         if budget.latency_ms is not None:
-            role_files = {s["file"] for r in self.records for s in r["subjects"] if s["precision"] != "fp32" or shipped_role == "exported"}
+            shipped = {s["file"] for r in self.records for s in r["subjects"] if self._ships(s)}
             for measured in record["measurements"]:
-                if measured["file"] in role_files and measured["case"] == "texts" and measured["threads"] == 1:
+                if measured["file"] in shipped and measured["case"] == "texts" and measured["threads"] == 1:
                     self._gate(measured["file"], "latency_ms", measured["p50_ms"], budget.latency_ms, "ms per text at p50")
         failed = [gate for gate in self.gates if not gate["ok"]]
         if failed:
@@ -69,6 +70,11 @@ class Ledger:
                 "; ".join(f"{g['file']}: {g['gate']} is {g['value']:.3g} {g['unit']}, the budget allows {g['limit']:g}" for g in failed)
                 + ". No bundle is published; the ledger tells what each stage cost"
             )
+
+    def _ships(self, subject: dict[str, Any]) -> bool:
+        """Whether it is a file that the recipe's ``pack`` takes; a recipe that packs nothing is judged as if it took all."""
+        packed = [stage.precisions for stage in self.recipe.stages if "bundle" in stage.gives and hasattr(stage, "precisions")]
+        return subject["file"] is not None and all(subject["precision"] in precisions for precisions in packed)
 
     def _gate(self, file: str, gate: str, value: float, limit: float, unit: str) -> None:
         self.gates.append({"file": file, "gate": gate, "value": value, "limit": limit, "unit": unit, "ok": value <= limit})

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pipeline.tasks.base import Task
 
 SECTIONS = ("model", "task", "budget", "train")
+WRITTEN_ONCE = ("exported", "quantized", "tuned", "bundle")
+"""Roles whose files have fixed names in the bundle and the ledger, so that one stage of a recipe writes them."""
 LONGEST_SHOWN = 100
 """Characters of a faulty value that a message repeats."""
 PRESETS = resources.files("pipeline") / "recipes"
@@ -116,6 +118,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
     if not any("baseline" in stage.gives for stage in recipe.stages):
         recipe.stages.insert(0, STAGES["adopt"]())  # what the source is, it is compared with
     check_order(recipe.stages, origin)
+    if recipe.budget.latency_ms is not None and not any(stage.measures for stage in recipe.stages):
+        raise BadInput(f"{origin}: budget.latency_ms: no stage measures latencies, so it could not be held; add a stage bench, or leave it out")
     for stage in recipe.stages:
         stage.check_task(task)
         if stage.trains and not task.needs_labels:
@@ -131,6 +135,8 @@ def check_order(stages: list[Stage], origin: str, source_leaves: Iterable[str] =
     """
     made = {"source": "the recipe"}
     traits = dict.fromkeys(source_leaves, "the source model")
+    files_of: dict[str, str] = {}
+    missed: dict[str, str] = {}
     for number, stage in enumerate(stages, start=1):
         place = f"{origin}: stage[{number}].{stage.use}"
         _check_roles(stage, place)
@@ -143,6 +149,13 @@ def check_order(stages: list[Stage], origin: str, source_leaves: Iterable[str] =
         for trait, maker in traits.items():
             if trait in stage.refuses:
                 raise BadInput(f"{place}: cannot follow {maker}, which leaves {trait}: {stage.refuses[trait]}")
+        for role in WRITTEN_ONCE:
+            if role in stage.gives and role in files_of:
+                raise BadInput(f"{place}: {files_of[role]} writes these files already, under the same names; keep one of the two")
+            if role in stage.gives and role in missed:
+                raise BadInput(f"{place}: comes after {missed[role]}, which would not see its files; put it before {missed[role]}")
+        files_of |= {role: stage.use for role in stage.gives if role in WRITTEN_ONCE}
+        missed |= {role: stage.use for role in stage.uses if role not in files_of and role not in missed}
         writes = [stage.writes.get(role, role) for role in stage.gives]
         if "model" in writes and not {"model", "source"} & set(reads):
             traits.clear()  # a model of its own

@@ -149,6 +149,7 @@ class Stage(BaseModel):
         version: raised when the same configuration would give another result although no code changed.
         needs, uses, gives: roles it must have, roles it reads where they exist, roles it writes.
         reads_ledger: whether the records of the stages before are part of its input.
+        measures: whether it measures latencies, which a budget needs.
         trains: whether it trains, so that all processes of a distributed run take part.
         leaves: what it makes of the model that some later stage cannot work on (:data:`UNEQUAL_LAYERS`, ...); a property where
             that is a matter of the configuration.
@@ -166,6 +167,7 @@ class Stage(BaseModel):
     uses: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ("model",)
     reads_ledger: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
     trains: ClassVar[bool] = False
     leaves: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[dict[str, str]] = {}

@@ -28,6 +28,7 @@ class Bench(Stage):
     uses: ClassVar[tuple[str, ...]] = ("quantized", "tuned")
     gives: ClassVar[tuple[str, ...]] = ()
     reads_ledger: ClassVar[bool] = True
+    measures: ClassVar[bool] = True
     effect: ClassVar[str] = "Numbers."
 
     on: list[str] = ["local"]

@@ -134,9 +134,19 @@ def test_a_gate_that_does_not_hold_publishes_nothing_and_writes_the_ledger(go, t
     assert not (tmp_path / "out" / "bundle").exists()
     ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
     assert ledger["outcome"].startswith("failed: ")
-    assert [record["stage"] for record in ledger["stages"]] == STAGES[:6]
+    assert [record["stage"] for record in ledger["stages"]] == STAGES[:5], "float32 files ship too"
     assert [gate["ok"] for gate in ledger["gates"]] == [False, False]
     assert "failed" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_files_that_do_not_ship_need_not_hold_the_budget(go, tiny_run, tmp_path):
+    sizes = {s["file"]: s["size_bytes"] for r in json.loads((tiny_run / "ledger.json").read_text())["stages"] for s in r["subjects"] if s["file"]}
+    floats, whole = [f for f in sizes if f in ("onnx/model.onnx", "tflite/model_fp32.tflite")], sum(sizes.values())
+    shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
+    kept = go(tmp_path / "out", tmp_path / "cache", f"budget.size_mb={whole / 1e6}", "budget.latency_ms=1000.0", 'pack.precisions=["int8"]')
+    assert {gate["file"] for gate in kept.gates if gate["gate"] == "size_mb"} == set(sizes) - set(floats)
+    assert {gate["file"] for gate in kept.gates if gate["gate"] == "latency_ms"} == set(sizes) - set(floats)
+    assert not any((tmp_path / "out" / "bundle" / file).exists() for file in floats)
 
 
 def test_the_metric_gate_trips_on_a_broken_int8_file(go, tiny_run, tmp_path, monkeypatch):

@@ -19,6 +19,11 @@ use = "finetune"
 """
 
 
+def files(*uses):
+    """A recipe with these stages after the fine-tuning."""
+    return BASE + "".join(f'[[stage]]\nuse = "{use}"\n' for use in uses)
+
+
 def read(tmp_path, text, *overrides, **options):
     path = tmp_path / "r.toml"
     path.write_text(text)
@@ -43,6 +48,12 @@ def read(tmp_path, text, *overrides, **options):
         ('name = "../x"' + BASE, r"name: '\.\./x'"),
         (BASE + '[[stage]]\nuse = "quantize"\n', r"stage\[2\]\.quantize: needs 'exported', which no earlier stage makes; put export before it"),
         (BASE + '[[stage]]\nuse = "export"\n[[stage]]\nuse = "factorize-embeddings"\n', r"changes the model after export has written its files"),
+        ("[budget]\nlatency_ms = 1.0\n" + BASE, r"budget\.latency_ms: no stage measures latencies, .* add a stage bench"),
+        (files("export", "quantize", "quantize"), r"stage\[4\]\.quantize: quantize writes these files already, .* keep one of the two"),
+        (files("export", "export"), r"stage\[3\]\.export: export writes these files already"),
+        (files("export", "bench", "quantize"), r"stage\[4\]\.quantize: comes after bench, which would not see its files; put it before bench"),
+        (files("export", "pack", "quantize"), r"stage\[4\]\.quantize: comes after pack"),
+        (files("export", "quantize", "bench", "tune"), r"stage\[5\]\.tune: comes after bench"),
         (BASE + '[[stage]]\nuse = "distill-mobilebert"\nheads = 5\n', r"bottleneck_size 128 is not a multiple of heads 5"),
     ],
 )
