@@ -43,7 +43,7 @@ def run(recipe: Recipe, out: Path, cache: Cache, progress: Progress, report: Rep
         recipe_folder: where relative paths of the recipe are looked up first.
 
     Raises:
-        BadInput, GateFailed: the ledger is written all the same.
+        BadInput, GateFailed: the ledger is written all the same, as it is whatever else ends the run.
     """
     if processes.rank() == 0:
         return _Run(recipe, out, cache, progress, report).run(recipe_folder)
@@ -86,15 +86,16 @@ class _Run:
                 progress.say(f"[{number}/{len(recipe.stages)}] {stage.use}: {state} in {clock(record['seconds'])}")
                 self.ledger.check_gates(stage)
                 self.ledger.write(self.out)
-        except PocketbertError as error:
-            self.ledger.outcome = f"failed: {error}"
+            if "bundle" in self.available:
+                self._publish(self.available["bundle"].folder)
+        except BaseException as error:  # whatever ends a run, Ctrl-C included: no ledger says for ever that it is running
+            self.ledger.outcome = outcome_of(error)
             self._tell(self.out / "report.html")
             if (self.out / "bundle").exists():
                 progress.say(f"{self.out / 'bundle'} is that of an earlier run; this run published none")
             raise
-        self.ledger.outcome = "ok"
-        if "bundle" in self.available:
-            self._publish(self.available["bundle"].folder)
+        if "bundle" not in self.available:
+            self.ledger.outcome = "ok"
         self._tell(self.out / "report.html")
         return self.ledger
 
@@ -188,6 +189,15 @@ def _check_labels(recipe: Recipe, data: Data) -> None:
     for number, stage in enumerate(recipe.stages, start=1):
         if stage.without_labels:
             raise BadInput(f"{recipe.name}: stage[{number}].{stage.use}: learns from labels, and the training rows have none; {stage.without_labels}")
+
+
+def outcome_of(error: BaseException) -> str:
+    """What the ledger says of a run that ``error`` ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return "failed: stopped by Ctrl-C; the same command goes on from there"
+    if isinstance(error, PocketbertError):
+        return f"failed: {error}"
+    return f"failed: {type(error).__name__}: {error}"
 
 
 def structure_traits(source: Path) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.flow import engine
 from pipeline.flow.cache import Cache, tree_sha256
 from pipeline.flow.engine import run
 from pipeline.flow.progress import Progress
@@ -165,6 +166,29 @@ def test_the_metric_gate_trips_on_a_broken_int8_file(go, tiny_run, tmp_path, mon
     with pytest.raises(GateFailed, match=r"^onnx/model_quantized\.onnx: metric_drop is [^;]* the budget allows 15\. No bundle"):
         go(tmp_path / "out", tmp_path / "cache", "budget.metric_drop=15.0", "quantize.metric_drop=100.0")
     assert not (tmp_path / "out" / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), "failed: stopped by Ctrl-C; the same command goes on from there"),
+        (ZeroDivisionError("by zero"), "failed: ZeroDivisionError: by zero"),
+        (SystemExit(1), "failed: SystemExit: 1"),
+    ],
+    ids=["Ctrl-C", "a fault of ours", "exit"],
+)
+@pytest.mark.parametrize("where", ["in a stage", "while it is published"])
+def test_whatever_ends_a_run_stands_in_the_ledger(go, tiny_run, tmp_path, monkeypatch, error, told, where):
+    def ended(*_: object, **__: object):
+        raise error
+
+    owner, name = (engine, "_lead") if where == "in a stage" else (shutil, "copyfile")
+    monkeypatch.setattr(owner, name, ended)
+    with pytest.raises(type(error)):
+        go(tmp_path / "out", tiny_run.parent / "cache")
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert ledger["outcome"] == told
+    assert told.removeprefix("failed: ").split(";")[0] in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_earlier_bundle_survives_a_failed_run(go, tiny_run, tmp_path):
