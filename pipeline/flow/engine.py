@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.flow import processes
 from pipeline.flow.cache import Artifact, Cache, digest, library_versions, tree_sha256
 from pipeline.flow.code import code_digest, task_code
-from pipeline.flow.ledger import Ledger
+from pipeline.flow.ledger import FEWEST_ROWS_OF_A_CLASS, GATE_SPLIT, Ledger
 from pipeline.flow.progress import Progress, clock
 from pipeline.flow.recipe import Recipe, check_order, lock_text
 from pipeline.flow.source_data import load_data
@@ -74,7 +74,8 @@ class _Run:
         _check_labels(recipe, self.data)
         for note in self.data.notes:
             progress.say(note)
-        self.ledger = Ledger(recipe, {split: len(self.data.split(split)) for split in (*SPLITS, "unlabeled")})
+        judged = self._judged_classes()
+        self.ledger = Ledger(recipe, {split: len(self.data.split(split)) for split in (*SPLITS, "unlabeled")}, judged)
         self.available["source"] = Artifact(source, source_sha256(source))
         try:
             self.ledger.floor = self._floor()
@@ -98,6 +99,19 @@ class _Run:
             self.ledger.outcome = "ok"
         self._tell(self.out / "report.html")
         return self.ledger
+
+    def _judged_classes(self) -> list[str]:
+        """Classes that ``budget.recall_drop`` is held for."""
+        if self.recipe.budget.recall_drop is None:
+            return []
+        rows = self.recipe.task.rows_by_class(self.data.split(GATE_SPLIT))
+        judged = sorted(label for label, count in rows.items() if count >= FEWEST_ROWS_OF_A_CLASS)
+        if not judged:
+            raise BadInput(
+                f"budget.recall_drop: no class has {FEWEST_ROWS_OF_A_CLASS} validation rows, the largest has {max(rows.values(), default=0)}; "
+                "give more validation rows, or leave it out"
+            )
+        return judged
 
     def _tell(self, page: Path) -> None:
         self.ledger.write(page.parent)

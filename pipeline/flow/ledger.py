@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from runtimes.errors import GateFailed
 FORMAT = 2
 GATE_SPLIT = "validation"
 """Gates look at validation data; test data is reported and decides nothing."""
+FEWEST_ROWS_OF_A_CLASS = 20
+"""Validation rows that a class must have for its recall to be judged; of fewer, one row is more than 5 points."""
 
 
 class Ledger:
@@ -23,9 +26,11 @@ class Ledger:
 
     Args:
         rows: number of rows by split.
+        judged_classes: those that ``budget.recall_drop`` is held for.
     """
 
-    def __init__(self, recipe: Recipe, rows: dict[str, int]) -> None:
+    def __init__(self, recipe: Recipe, rows: dict[str, int], judged_classes: Sequence[str] = ()) -> None:
+        self.judged_classes = judged_classes
         self.recipe = recipe
         self.rows = rows
         self.records: list[dict[str, Any]] = []
@@ -59,6 +64,8 @@ class Ledger:
                 if budget.metric_drop is not None and reference is not None:
                     before, after = (better(metric, s["metrics"][GATE_SPLIT][metric.name]) for s in (reference, subject))
                     self._gate(subject["file"], "metric_drop", before - after, budget.metric_drop, f"points of validation {metric.title}")
+                if budget.recall_drop is not None and reference is not None:
+                    self._check_recalls(subject, reference, budget.recall_drop)
         if budget.latency_ms is not None:
             shipped = {s["file"] for r in self.records for s in r["subjects"] if self._ships(s)}
             for measured in record["measurements"]:
@@ -70,6 +77,12 @@ class Ledger:
                 "; ".join(f"{g['file']}: {g['gate']} is {g['value']:.3g} {g['unit']}, the budget allows {g['limit']:g}" for g in failed)
                 + ". No bundle is published; the ledger tells what each stage cost"
             )
+
+    def _check_recalls(self, subject: dict[str, Any], reference: dict[str, Any], limit: float) -> None:
+        before, after = (one["metrics"][GATE_SPLIT] for one in (reference, subject))
+        for label in self.judged_classes:
+            lost = before[f"recall {label}"] - after[f"recall {label}"]
+            self._gate(subject["file"], "recall_drop", lost, limit, f"points of validation recall of {label!r}")
 
     def _ships(self, subject: dict[str, Any]) -> bool:
         """Whether it is a file that the recipe's ``pack`` takes; a recipe that packs nothing is judged as if it took all."""

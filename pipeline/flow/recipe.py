@@ -50,6 +50,8 @@ class ModelSection(_Section):
 class BudgetSection(_Section):
     metric_drop: float | None = Field(None, ge=0)
     """Points of the task's primary metric on validation rows that a shipped file may lose against the fine-tuned teacher."""
+    recall_drop: float | None = Field(None, ge=0)
+    """Points of recall that a shipped file may lose on any class with at least 20 validation rows; for text-classification with one label."""
     size_mb: float | None = Field(None, gt=0)
     """Megabytes (10^6 bytes) that each shipped file may have."""
     latency_ms: float | None = Field(None, gt=0)
@@ -114,6 +116,12 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
     except ValidationError as error:
         raise BadInput(f"{origin}: " + _explain(error, "", Recipe)) from error
     recipe.task = task = _make_task(origin, recipe.task)
+    if recipe.budget.recall_drop is not None:
+        if not task.has_recalls:
+            raise BadInput(f"{origin}: budget.recall_drop: needs labelled rows of one class each, as text-classification has them; leave it out")
+        if task.recalls is False:
+            raise BadInput(f"{origin}: task.recalls: false, but budget.recall_drop needs the recalls; leave one of them out")
+        task.recalls = True
     recipe.stages = [_make_stage(origin, number, table) for number, table in enumerate(stage_tables, start=1)]
     if not any("baseline" in stage.gives for stage in recipe.stages):
         recipe.stages.insert(0, STAGES["adopt"]())  # what the source is, it is compared with

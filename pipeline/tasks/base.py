@@ -123,6 +123,15 @@ class Task(BaseModel):
         return self.metric not in {metric.name for metric in FIDELITY}
 
     @property
+    def has_recalls(self) -> bool:
+        """Whether every row has one class, so that each class has a recall; see :meth:`rows_by_class`."""
+        return False
+
+    def rows_by_class(self, rows: Sequence[Row]) -> dict[str, int]:
+        """Rows of each class, where :attr:`has_recalls`."""
+        return {}
+
+    @property
     def primary(self) -> Metric:
         """The metric that gates and choices look at."""
         return next((metric for metric in (*self.metrics, *FIDELITY) if metric.name == self.metric), self.metrics[0])

@@ -59,6 +59,8 @@ class TextClassification(TextOrPair):
     counts, 0.5 if left out."""
     out_of_scope: str | None = None
     """Beginning of the names of files with texts of no class (``oos`` for oos_validation.jsonl and oos_test.jsonl)."""
+    recalls: bool | None = None
+    """Report the share of each class' rows that are right; left out, where there are at most 20 classes or the budget has a recall_drop."""
     limit_per_label: int | None = Field(None, ge=1)
     """Train on at most so many rows of each class, for trials."""
 
@@ -76,6 +78,13 @@ class TextClassification(TextOrPair):
         if self.multi_label:
             return absent | dict.fromkeys(("matthews", "log_loss", "calibration_error"), "is for texts with one class each")
         return absent | {"micro_f1": "is for multi_label; of one class a text it is the accuracy"}
+
+    @property
+    def has_recalls(self) -> bool:
+        return self.needs_labels and not self.multi_label
+
+    def rows_by_class(self, rows: Sequence[Row]) -> dict[str, int]:
+        return dict(Counter(row["label"] for row in rows if row.get("label") is not None))
 
     @property
     def primary(self) -> Metric:
@@ -195,7 +204,7 @@ class TextClassification(TextOrPair):
             return classification_metrics.several_labels(probabilities, wanted, self._threshold(), labels, self.positive)
         known = wanted >= 0
         found = classification_metrics.one_label(probabilities[known], wanted[known], labels, self.positive)
-        if len(labels) <= MOST_CLASSES_IN_DETAIL:
+        if self.recalls or (self.recalls is None and len(labels) <= MOST_CLASSES_IN_DETAIL):
             found |= classification_metrics.recalls(probabilities[known], wanted[known], labels)
         if not known.all():
             found["out_of_scope_auroc"] = classification_metrics.separation(probabilities.max(-1), known)

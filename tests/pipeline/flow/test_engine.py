@@ -21,6 +21,7 @@ from pipeline.flow.progress import Progress
 from pipeline.flow.recipe import load_recipe
 from pipeline.reports.results import result_rows
 from pipeline.reports.run_report import write_report
+from pipeline.stages import file_evaluation
 from runtimes.errors import BadInput, GateFailed
 from tests.conftest import RECIPE_HEAD
 from tests.pipeline.small_tasks import run_task, write_data
@@ -166,6 +167,41 @@ def test_the_metric_gate_trips_on_a_broken_int8_file(go, tiny_run, tmp_path, mon
     with pytest.raises(GateFailed, match=r"^onnx/model_quantized\.onnx: metric_drop is [^;]* the budget allows 15\. No bundle"):
         go(tmp_path / "out", tmp_path / "cache", "budget.metric_drop=15.0", "quantize.metric_drop=100.0")
     assert not (tmp_path / "out" / "bundle").exists()
+
+
+def test_recalls_are_held_class_by_class(tiny_recipe, tiny_model, tiny_data, tmp_path, monkeypatch):
+    """The mean hides a class that is lost: the files answer "on" for every "off", and for "music", which has too few rows to be judged."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    rows = [json.loads(line) for line in (data / "validation.jsonl").read_text().splitlines()]
+    more = [row | {"text": f"{row['text']}{' now' * number}"} for number in range(5) for row in rows if row["label"] != "music" or not number]
+    (data / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
+
+    def start(name, *overrides):
+        recipe = load_recipe(str(tiny_recipe), ("budget.recall_drop=60.0", 'export.formats=["onnx"]', *overrides), str(tiny_model), str(data))
+        recipe.stages = [stage for stage in recipe.stages if stage.use in ("finetune", "export")]
+        return run(recipe, tmp_path / name, Cache(tmp_path / "cache"), Progress(quiet=True), write_report)
+
+    held = start("held")
+    assert [(gate["file"], gate["gate"], gate["unit"], gate["ok"]) for gate in held.gates] == [
+        ("onnx/model.onnx", "recall_drop", f"points of validation recall of '{label}'", True) for label in ("off", "on")
+    ]
+    plain = file_evaluation.joined
+
+    def lost(outputs):
+        logits = plain(outputs)["logits"].copy()
+        logits[:, ["music", "off", "on"].index("off")] = -1e9
+        return {"logits": logits}
+
+    monkeypatch.setattr(file_evaluation, "joined", lost)
+    with pytest.raises(GateFailed, match=r"^onnx/model\.onnx: recall_drop is .* recall of 'off', the budget allows 60\. No bundle"):
+        start("lost", "export.max_buckets=3")
+    assert "recall of &#39;off&#39;" in (tmp_path / "lost" / "report.html").read_text()
+
+
+def test_recalls_that_nothing_judges_are_refused(go, tmp_path):
+    with pytest.raises(BadInput, match=r"budget\.recall_drop: no class has 20 validation rows, the largest has 5"):
+        go(tmp_path / "out", tmp_path / "cache", "budget.recall_drop=2.0")
 
 
 @pytest.mark.parametrize(
