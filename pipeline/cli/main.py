@@ -27,7 +27,7 @@ app = typer.Typer(
     name="pocketbert", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Compress a BERT into a bundle for phones, boards and plain CPUs: ONNX and TFLite, proven and measured.",
 )  # fmt: skip
-cache_app = typer.Typer(help="Look at, or empty, the cache of finished stages.", no_args_is_help=True)
+cache_app = typer.Typer(help="Look at the cache of finished stages, remove entries, or empty it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
 CacheFolder = Annotated[Optional[Path], typer.Option("--cache", help="Cache folder; POCKETBERT_CACHE or ~/.cache/pocketbert otherwise.")]
@@ -207,7 +207,7 @@ def init(
 @cache_app.command("list")
 @guarded
 def cache_list(cache: CacheFolder = None, as_json: AsJson = False) -> None:
-    """List finished stages."""
+    """List finished stages and shared work, that which was not used for longest first."""
     from pipeline.flow.cache import Cache
 
     entries = Cache(cache).entries()
@@ -215,8 +215,37 @@ def cache_list(cache: CacheFolder = None, as_json: AsJson = False) -> None:
         print_json(entries)
         return
     for entry in entries:
-        print(f"{entry['key'][:12]}  {entry['stage']:<22} {entry['seconds']:8.1f} s  {entry['bytes'] / 1e6:8.1f} MB")
-    print(f"{len(entries)} stages, {sum(e['bytes'] for e in entries) / 1e6:.1f} MB, in {Cache(cache).root}")
+        print(
+            f"{entry['key'][:12]}  {entry['stage']:<22} {entry['seconds']:8.1f} s  {entry['bytes'] / 1e6:8.1f} MB  "
+            f"{entry['unused_days']:6.1f} days unused"
+        )
+    print(f"{len(entries)} entries, {sum(e['bytes'] for e in entries) / 1e6:.1f} MB, in {Cache(cache).root}")
+
+
+@cache_app.command("remove")
+@guarded
+def cache_remove(
+    keys: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY]...", help="Entries to remove, by the beginning of their keys.")] = None,
+    older_than_days: Annotated[Optional[float], typer.Option("--older-than-days", min=0, help="Remove what was not used for so long.")] = None,
+    down_to_mb: Annotated[
+        Optional[float], typer.Option("--down-to-mb", min=0, help="Remove what was not used for longest until the rest has so many megabytes.")
+    ] = None,
+    cache: CacheFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove entries one by one, by age, or by size."""
+    from pipeline.flow.cache import Cache
+
+    if not keys and older_than_days is None and down_to_mb is None:
+        raise BadInput("cache remove: nothing is named; give keys, --older-than-days or --down-to-mb, or use pocketbert cache clear")
+    folder = Cache(cache)
+    gone = {entry["key"]: entry for entry in [*(folder.find(key) for key in keys or []), *folder.unneeded(older_than_days, down_to_mb)]}
+    for key in gone:
+        folder.remove(key)
+    if as_json:
+        print_json(list(gone.values()))
+        return
+    print(f"{len(gone)} entries removed, {sum(entry['bytes'] for entry in gone.values()) / 1e6:.1f} MB freed")
 
 
 @cache_app.command("clear")

@@ -5,7 +5,8 @@
     stages/<key>/record.json          what the stage reported, and which role lies in which folder
     stages/<key>/<folder>/...         its artifacts
     work/<key>/                       checkpoints of a stage under way; removed when it is finished
-    shared/<key>/                     what several stages may reuse (a teacher's outputs)
+    shared/<key>/record.json          what it is, and its hash
+    shared/<key>/files/...            what several stages may reuse (a teacher's outputs, the baseline's file)
 
 A key is the SHA-256 of everything that decides the result: the stage, its version and configuration, the code that it reaches
 (:mod:`pipeline.flow.code`), the content of its inputs, the data, the seed, and the versions of the libraries at work. A finished
@@ -18,7 +19,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +37,10 @@ LIBRARIES = (
     "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy",
 )  # fmt: skip
 """Libraries whose version may change a result."""
+
+
+FINISHED = ("stages", "shared")
+"""Folders of finished entries."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,18 @@ class Cache:
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a finished stage, or None if there is none or its files are not what they were."""
-        path = self.root / "stages" / key / "record.json"
+        return self._whole(self.root / "stages" / key)
+
+    def _whole(self, folder: Path) -> dict[str, Any] | None:
+        """The record in ``folder`` if all that it lists is as it was; the time of its last use is that of the file."""
+        path = folder / "record.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            whole = all(tree_sha256(folder / a["folder"]) == a["sha256"] for a in record["artifacts"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        whole = all(tree_sha256(path.parent / a["folder"]) == a["sha256"] for a in record["artifacts"].values())
+        if whole:
+            os.utime(path)
         return record if whole else None
 
     def artifacts(self, key: str, record: dict[str, Any]) -> dict[str, Artifact]:
@@ -100,11 +112,27 @@ class Cache:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def shared(self, key: str) -> Path:
-        """Folder for work that several stages may reuse; whoever fills it makes it appear whole."""
-        folder = self.root / "shared"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / key
+    def shared(self, key: str, what: str, make: Callable[[Path], object]) -> Path:
+        """Folder with work that several stages may reuse: as it was left, or made anew where it is not there or was damaged.
+
+        Args:
+            what: the name of the work in lists.
+            make: fills a folder that does not exist yet.
+        """
+        final = self.root / "shared" / key
+        with self.lock(key):
+            if self._whole(final) is None:
+                partial = final.with_name(f"{key}.partial")
+                for left in (partial, final):
+                    shutil.rmtree(left, ignore_errors=True)
+                partial.mkdir(parents=True)
+                started = time.monotonic()
+                make(partial / "files")
+                seconds, sha256 = round(time.monotonic() - started, 2), tree_sha256(partial / "files")
+                record = {"stage": what, "seconds": seconds, "artifacts": {"files": {"folder": "files", "sha256": sha256}}}
+                (partial / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                os.replace(partial, final)
+        return final / "files"
 
     def publish(self, key: str, output: Path, record: dict[str, Any]) -> None:
         """Make ``output`` and its record the finished stage ``key``, and drop its partial work."""
@@ -124,12 +152,46 @@ class Cache:
             yield
 
     def entries(self) -> list[dict[str, Any]]:
-        """Finished stages: key, stage, seconds, bytes."""
-        found = []
-        for path in sorted((self.root / "stages").glob("*/record.json"), key=lambda p: p.stat().st_mtime):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            found.append({"key": path.parent.name, "stage": record["stage"], "seconds": record["seconds"], "bytes": size_bytes(path.parent)})
+        """Finished stages and shared work, that which was not used for longest first: key, stage, seconds, bytes, days since it was used."""
+        now, found = time.time(), []
+        for path in sorted((p for part in FINISHED for p in (self.root / part).glob("*/record.json")), key=lambda p: p.stat().st_mtime):
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                stage, seconds = str(record["stage"]), float(record["seconds"])
+            except (ValueError, KeyError, TypeError):
+                stage, seconds = "damaged", 0.0
+            unused_days = round((now - path.stat().st_mtime) / 86400, 3)
+            found.append({
+                "key": path.parent.name, "stage": stage, "seconds": seconds, "bytes": size_bytes(path.parent), "unused_days": unused_days,
+            })  # fmt: skip
         return found
+
+    def remove(self, key: str) -> None:
+        """Remove a finished entry; a run that makes it at this moment is waited for."""
+        with self.lock(key):
+            for part in FINISHED:
+                shutil.rmtree(self.root / part / key, ignore_errors=True)
+
+    def find(self, beginning: str) -> dict[str, Any]:
+        """The entry whose key begins so.
+
+        Raises:
+            BadInput: there is none, or more than one.
+        """
+        found = [entry for entry in self.entries() if entry["key"].startswith(beginning)]
+        if len(found) != 1:
+            told = f"{len(found)} keys begin so; give more of it" if found else "no key begins so; pocketbert cache list shows them"
+            raise BadInput(f"cache remove: {beginning[:100]!r}: {told}")
+        return found[0]
+
+    def unneeded(self, older_than_days: float | None, down_to_mb: float | None) -> list[dict[str, Any]]:
+        """Entries that were not used for so long, and then those unused for longest until all others have so many megabytes (10^6 bytes)."""
+        entries = self.entries()
+        gone = [entry for entry in entries if older_than_days is not None and entry["unused_days"] > older_than_days]
+        kept = [entry for entry in entries if entry not in gone]
+        while down_to_mb is not None and kept and sum(entry["bytes"] for entry in kept) > down_to_mb * 1e6:
+            gone.append(kept.pop(0))
+        return gone
 
     def clear(self) -> int:
         """Remove everything; returns the bytes freed."""

@@ -120,24 +120,19 @@ class _Run:
     def _floor(self) -> dict[str, Any] | None:
         """What a model without a BERT scores; kept beside the cache's shared work, since it costs seconds."""
         task = self.recipe.task
-        if not task.needs_labels:
+        if not task.needs_labels or processes.rank() > 0:
             return None
         key = digest(["floor", task.kind, task.model_dump(exclude={"data"}), self.data.fingerprint, *task_code(task), library_versions()])
-        with self.cache.lock(key):
-            path = self.cache.shared(key) / "floor.json"
-            if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
-            if processes.rank() > 0:
-                return None
+
+        def make(folder: Path) -> None:
             started = time.monotonic()
             floor = task.floor(self.data)
             if floor is not None:
                 floor["seconds"] = round(time.monotonic() - started, 2)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(floor) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        return floor
+            folder.mkdir()
+            (folder / "floor.json").write_text(json.dumps(floor) + "\n", encoding="utf-8")
+
+        return json.loads((self.cache.shared(key, "floor", make) / "floor.json").read_text(encoding="utf-8"))
 
     def _stage(self, stage: Stage) -> dict[str, Any]:
         """The record of one stage, from the cache or from work; what it gives becomes available."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -127,5 +128,8 @@ def teacher_outputs(
         )
         return LiveTeacher(teacher.model, layers, heads, device)
     key = digest([context.inputs[role].sha256, texts.fingerprint, layers, heads, code_digest(collect.__module__), *filter(None, [hardware(device)])])
-    with context.cache.lock(key):
-        return collect(teacher.model, texts, context.cache.shared(key), context.progress, layers, heads, device)
+
+    def make(folder: Path) -> None:
+        collect(teacher.model, texts, folder, context.progress, layers, heads, device)
+
+    return TeacherOutputs(context.cache.shared(key, "teacher outputs", make), texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,17 +83,14 @@ class Export(Stage):
         from exporters.converters import convert_onnx
 
         key = digest(["baseline file", context.inputs["baseline"].sha256, context.task.max_length, context.task.segments, library_versions()])
-        with context.cache.lock(key):
-            folder = context.cache.shared(key)
-            if not folder.is_dir():
-                partial = folder.with_name(folder.name + ".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                copy_tokenizer(context.folder("baseline"), partial / "tokenizer")
-                baseline = context.load("baseline")
-                convert_onnx(baseline.model, partial / "model.onnx", context.task.segments)
-                prove(context, "baseline", baseline, partial / "model.onnx")
-                os.replace(partial, folder)
-        return folder
+
+        def make(folder: Path) -> None:
+            copy_tokenizer(context.folder("baseline"), folder / "tokenizer")
+            baseline = context.load("baseline")
+            convert_onnx(baseline.model, folder / "model.onnx", context.task.segments)
+            prove(context, "baseline", baseline, folder / "model.onnx")
+
+        return context.cache.shared(key, "baseline file", make)
 
     def _buckets(self, context: Context, checkpoint: Checkpoint, model: Any) -> list[int]:
         from exporters.buckets import choose_buckets

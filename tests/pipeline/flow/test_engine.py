@@ -97,6 +97,20 @@ def test_a_damaged_cache_entry_is_made_again(go, tiny_run, tmp_path):
     assert shipped(tmp_path / "out" / "bundle") == shipped(tiny_run / "bundle")
 
 
+def test_a_damaged_baseline_file_is_made_again(tiny_run, tiny_recipe, tiny_model, tiny_data, tmp_path):
+    """It is made once for all models that are compressed from one; damaged, it must not reach a stage that then hashes it as good."""
+    shutil.copytree(tiny_run.parent / "cache", tmp_path / "cache")
+    (shared,) = (tmp_path / "cache" / "shared").glob("*/files/model.onnx")
+    whole = shared.read_bytes()
+    shared.write_bytes(whole[: len(whole) // 2])
+    recipe = load_recipe(str(tiny_recipe), ('export.formats=["onnx"]',), str(tiny_model), str(tiny_data))
+    recipe.stages = recipe.stages[:5]
+    ledger = run(recipe, tmp_path / "out", Cache(tmp_path / "cache"), Progress(quiet=True), write_report)
+    assert [record["cached"] for record in ledger.records] == [True] * 4 + [False]
+    written = tmp_path / "cache" / "stages" / ledger.records[-1]["key"] / "baseline_file" / "model.onnx"
+    assert written.read_bytes() == shared.read_bytes() == whole
+
+
 DRIVER = """
 import sys
 from pathlib import Path
