@@ -21,7 +21,7 @@ from pipeline.flow.cache import Artifact, Cache, digest, library_versions, tree_
 from pipeline.flow.code import code_digest, task_code
 from pipeline.flow.ledger import FEWEST_ROWS_OF_A_CLASS, GATE_SPLIT, Ledger
 from pipeline.flow.progress import Progress, clock
-from pipeline.flow.recipe import Recipe, check_order, lock_text
+from pipeline.flow.recipe import Recipe, check_order, lock_text, public_name
 from pipeline.flow.source_data import load_data
 from pipeline.flow.stage import QUATERNIONS, SHARED_LAYERS, THIN_MATRICES, UNEQUAL_LAYERS, Context, Stage
 from pipeline.models.hub_fields import read_encoder_config
@@ -149,8 +149,8 @@ class _Run:
 
         def context(output: Path) -> Context:
             return Context(
-                recipe.name, recipe.seed, recipe.task, self.data, recipe.model.source, lock_text(recipe), inputs, output, cache.work(key),
-                self.progress, self.ledger.records, cache, recipe.train,
+                recipe.name, recipe.seed, recipe.task, self.data, public_name(recipe.model.source), lock_text(recipe), inputs, output,
+                cache.work(key), self.progress, self.ledger.records, cache, recipe.train,
             )  # fmt: skip
 
         record = _help(stage, key, cache, context) if processes.rank() > 0 else _lead(stage, key, cache, context)

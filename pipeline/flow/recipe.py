@@ -184,17 +184,32 @@ def _check_roles(stage: Stage, place: str) -> None:
 
 
 def lock_text(recipe: Recipe) -> str:
-    """The recipe with every default written out, as TOML."""
+    """The recipe with every default written out, as TOML; it ships, so of paths on this machine only the last part stands in it."""
     lines = [f"name = {_toml(recipe.name)}", f"seed = {recipe.seed}"]
     for section in SECTIONS:
         first = {"kind": recipe.task.kind} if section == "task" else {}
         # What fits one machine is no part of the result, so [train] stands there only where the recipe says something of it.
         fields = getattr(recipe, section).model_dump(exclude_defaults=section == "train")
+        named = {key: public_name(fields[key]) for key in ("source", "data") if key in fields}
         if fields or section != "train":
-            lines += ["", f"[{section}]", *toml_pairs(first | fields)]
+            lines += ["", f"[{section}]", *toml_pairs(first | fields | named)]
     for stage in recipe.stages:
-        lines += ["", "[[stage]]", f"use = {_toml(stage.use)}", *toml_pairs(stage.model_dump())]
+        fields = stage.model_dump()
+        places = {"on": [_public_place(place) for place in fields["on"]]} if isinstance(fields.get("on"), list) else {}
+        lines += ["", "[[stage]]", f"use = {_toml(stage.use)}", *toml_pairs(fields | places)]
     return "\n".join(lines) + "\n"
+
+
+def public_name(name: str) -> str:
+    """A model or data folder as strangers may read it: what a recipe may name stands as it is, any other path loses all but its last part."""
+    if name.startswith("builtin:") or is_safe_name(name):
+        return name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def _public_place(place: str) -> str:
+    """A place to measure; of a lab file its name."""
+    return f"@{public_name(place[1:])}" if place.startswith("@") else place
 
 
 def _read(name_or_path: str) -> tuple[dict[str, Any], str]:

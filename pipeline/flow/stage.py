@@ -76,7 +76,7 @@ class Context:
     Attributes:
         name: of the recipe.
         seed: of everything that is drawn.
-        source_name: the model that the recipe names.
+        source_name: the model that the recipe names, without the folders of this machine.
         lock: the recipe with every default, as TOML.
         inputs: artifacts of the roles it needs.
         output: an empty folder; each subfolder becomes the artifact of the role it is named after.

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,17 @@ def test_the_ledger_tells_every_stage_and_file(tiny_run):
         assert rows[name]["speedup"] > 0
     assert rows["embeddings of rank 8"]["unique_params"] < rows["student"]["unique_params"] < rows["teacher"]["unique_params"]
     assert rows["teacher"]["speedup"] == pytest.approx(1.0)
+
+
+def test_nothing_that_ships_tells_where_it_was_made(tiny_run, tiny_model, tiny_data):
+    """Model, data, cache and output lie in absolute paths of this machine; a bundle and its ledger name the last part of the first two."""
+    base = str(tiny_model.parent)
+    assert all(str(place).startswith(base) for place in (tiny_data, tiny_run))
+    for file in (p for p in tiny_run.rglob("*") if p.is_file()):
+        assert base.encode() not in file.read_bytes(), file
+    lock = tomllib.loads((tiny_run / "bundle" / "recipe.lock.toml").read_text())
+    assert (lock["model"]["source"], lock["task"]["data"]) == (tiny_model.name, tiny_data.name)
+    assert json.loads((tiny_run / "bundle" / "bundle.json").read_text())["provenance"]["model"] == tiny_model.name
 
 
 def test_running_again_runs_nothing(go, tiny_run):

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from pipeline.flow.recipe import load_recipe, lock_text, presets
+from pipeline.flow.recipe import load_recipe, lock_text, presets, public_name
 from runtimes.errors import BadInput
 
 BASE = """
@@ -99,6 +99,27 @@ def test_a_misspelt_key_of_a_nested_table_is_named(tmp_path):
 def test_the_command_line_may_point_anywhere(tmp_path):
     recipe = read(tmp_path, BASE, model="/abs/model", data="../data")
     assert (recipe.model.source, recipe.task.data) == ("/abs/model", "../data")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("my/data", "my/data"), ("builtin:commands", "builtin:commands"),
+        ("/home/ann/models/intents", "intents"), ("/home/ann/models/intents/", "intents"), ("../ann/intents", "intents"),
+        ("C:\\Users\\Ann\\intents", "intents"), ("~/models/intents", "~/models/intents"),
+    ],
+)  # fmt: skip
+def test_of_paths_on_this_machine_the_last_part_is_shown(name, shown):
+    assert public_name(name) == shown
+
+
+def test_the_lock_names_no_folder_of_this_machine(tmp_path):
+    recipe = read(tmp_path, files("export", "bench"), 'bench.on=["local", "@/home/ann/lab.toml"]', model="/home/ann/model", data="/home/ann/data.csv")
+    lock = lock_text(recipe)
+    assert "ann" not in lock
+    assert tomllib.loads(lock)["stage"][2]["on"] == ["local", "@lab.toml"]
+    assert (recipe.model.source, recipe.task.data) == ("/home/ann/model", "/home/ann/data.csv"), "the run itself needs the paths"
 
 
 @pytest.mark.parametrize("name", presets())
