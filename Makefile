@@ -19,6 +19,8 @@ OLD     := $(VENV)/old-runtime
 export POCKETBERT_DATA ?= ../shared/data
 
 .PHONY: setup demo test test-boards lint bench bench-files bench-methods bench-tasks bench-peers bench-runner bench-comparison bench-boards clean
+# How many processes run tests.
+JOBS    ?= 2
 # A bundle of the CLINC150 recipe, whose files the benchmarks of boards take.
 BUNDLE  ?= out/clinc150/bundle
 .DEFAULT_GOAL := demo
@@ -45,8 +47,9 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
+# Two processes with one thread each: OpenMP threads of two tests at once wait for each other most of the time.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25
 
 test-boards: $(STAMP)
 	$(BIN)/python -m pytest tests/boards

@@ -20,6 +20,8 @@ LONGEST = {"question-answering": 384}
 USUAL_LONGEST = 128
 DROPS = {"agreement": 2.0, "divergence": 0.01}
 """Points that shipped files may lose where nothing else is asked for, by metric; of metrics against labels 1."""
+MOST_DIVERGENCE = 0.1
+"""Nats that answers of shipped files may be away from the model's, for tasks that decide; of others it is the metric itself."""
 STAGES = """
 [[stage]]
 use = "adopt"
@@ -165,12 +167,13 @@ def _allowed(metric: str | None, metric_drop: float | None) -> float:
 def write_recipe(folder: Path, name: str, model: str, table: dict[str, Any], texts: bool, metric_drop: float | None) -> Path:
     """``folder/recipe.toml``. Paths that lie elsewhere do not stand in it; the command line gives them."""
     from pipeline.flow.recipe import toml_pairs
+    from pipeline.tasks import TASKS
 
     source, rest = "given" if Path(model).exists() else model, {key: value for key, value in table.items() if key != "kind"}
     lines = [f"# {name}: made by pocketbert convert", f'name = "{name}"', "", "[model]", *toml_pairs({"source": source})]
     lines += ["", "[task]", *toml_pairs({"kind": table["kind"], "data": "given" if texts else "builtin:vocabulary"} | rest)]
     drop = _allowed(table.get("metric"), metric_drop)
-    lines += ["", "[budget]", f"metric_drop = {drop:g}"]
+    lines += ["", "[budget]", f"metric_drop = {drop:g}", *([f"divergence = {MOST_DIVERGENCE:g}"] if TASKS[table["kind"]].decides else [])]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.toml"
     path.write_text("\n".join(lines) + "\n" + STAGES.format(drop=drop), encoding="utf-8")

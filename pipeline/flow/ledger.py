@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.flow.cache import digest, library_versions
 from pipeline.flow.recipe import Recipe, lock_text
 from pipeline.flow.stage import Stage
-from pipeline.tasks.base import FIDELITY, better
+from pipeline.tasks.base import DIVERGENCE, FIDELITY, better
 from runtimes.errors import GateFailed
 
 FORMAT = 2
@@ -64,6 +64,8 @@ class Ledger:
                 if budget.metric_drop is not None and reference is not None:
                     before, after = (better(metric, s["metrics"][GATE_SPLIT][metric.name]) for s in (reference, subject))
                     self._gate(subject["file"], "metric_drop", before - after, budget.metric_drop, f"points of validation {metric.title}")
+                if budget.divergence is not None:
+                    self._gate(subject["file"], "divergence", subject["metrics"][GATE_SPLIT][DIVERGENCE.name], budget.divergence, "from the model")
                 if budget.recall_drop is not None and reference is not None:
                     self._check_recalls(subject, reference, budget.recall_drop)
         if budget.latency_ms is not None:

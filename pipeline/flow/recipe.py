@@ -52,6 +52,8 @@ class BudgetSection(_Section):
     """Points of the task's primary metric on validation rows that a shipped file may lose against the fine-tuned teacher."""
     recall_drop: float | None = Field(None, ge=0)
     """Points of recall that a shipped file may lose on any class with at least 20 validation rows; for text-classification with one label."""
+    divergence: float | None = Field(None, gt=0)
+    """Mean divergence on validation rows of a shipped file's answers from those of the model that it was written from; of classes in nats."""
     size_mb: float | None = Field(None, gt=0)
     """Megabytes (10^6 bytes) that each shipped file may have."""
     latency_ms: float | None = Field(None, gt=0)
@@ -128,6 +130,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
     check_order(recipe.stages, origin)
     if recipe.budget.latency_ms is not None and not any(stage.measures for stage in recipe.stages):
         raise BadInput(f"{origin}: budget.latency_ms: no stage measures latencies, so it could not be held; add a stage bench, or leave it out")
+    if recipe.budget.divergence is not None and any(getattr(stage, "output", "logits") == "probabilities" for stage in recipe.stages):
+        raise BadInput(f"{origin}: budget.divergence: it is measured on logits, and export.output = 'probabilities' gives none; leave one out")
     for stage in recipe.stages:
         stage.check_task(task)
         if stage.trains and not task.needs_labels:

@@ -65,8 +65,9 @@ def fidelity(task: Task, data: Data, outputs: FileOutputs, expected: FileOutputs
     found = {}
     if task.decides:
         decide = decoder(task.kind)(task.options(data), data.labels).decisions
-        same = [decide(given) == decide(wanted) for given, wanted in zip(outputs, expected, strict=True)]
-        found[AGREEMENT.name] = round(100 * float(np.concatenate(same).mean()), 3)
+        same = np.concatenate([decide(given) == decide(wanted) for given, wanted in zip(outputs, expected, strict=True)])
+        if same.size:  # a plug-in's answers may decide nothing, and its task need not say so
+            found[AGREEMENT.name] = round(100 * float(same.mean()), 3)
     if set(outputs[0]) >= set(expected[0]):  # a file that gives probabilities has other names for them
         found[DIVERGENCE.name] = max(0.0, round(divergence(task, outputs, expected, texts), 6))
     return found

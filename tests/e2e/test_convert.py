@@ -189,6 +189,14 @@ def test_a_recipe_needs_no_finetune_where_the_source_has_the_head(tiny_data, che
     refused(done, 2, "no trained classifier", "finetune")
 
 
+def test_answers_that_drift_are_refused_though_every_decision_stays(checkpoint, cache, tmp_path):
+    model = checkpoint("BertForSequenceClassification", id2label=NAMES)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    options = ("--texts", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "out"), "--cache", str(cache), *QUICK, "--metric-drop", "100")
+    done = pocketbert("convert", str(model), *options, "--set", "budget.divergence=1e-9")
+    refused(done, 3, "divergence is", "the budget allows 1e-09", "No bundle is published")
+
+
 def test_a_metric_without_labels_trains_nothing(tmp_path):
     recipe = tmp_path / "recipe.toml"
     for metric, stage, says in (("agreement", "finetune", "finetune trains a model"), ("divergence", "prune-heads", "prune-heads trains a model")):

@@ -36,8 +36,8 @@ def test_reading_pairs(write_rows):
     [
         ({"text": "x", "label": 1}, r"test\.jsonl:6: no column 'text_pair'"),
         ({"text": "x", "text_pair": "y"}, r"test\.jsonl:6: no column 'label'"),
-        ({"text": "x", "text_pair": "y", "label": float("nan")}, r"test\.jsonl:6: label must be a finite number, got nan"),
-        ({"text": "x", "text_pair": "y", "label": "high"}, r"test\.jsonl:6: label must be a finite number, got 'high'"),
+        ({"text": "x", "text_pair": "y", "label": float("nan")}, r"test\.jsonl:6: label must be a finite number up to 1e\+15, got nan"),
+        ({"text": "x", "text_pair": "y", "label": "high"}, r"test\.jsonl:6: label must be a finite number up to 1e\+15, got 'high'"),
         ({"text": "x", "text_pair": " ", "label": 1}, r"test\.jsonl:6: text_pair must be a text"),
     ],
 )
