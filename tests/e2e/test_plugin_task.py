@@ -149,7 +149,9 @@ def test_a_task_of_a_plugin_goes_through_all_stages(plugin, tiny_model, tmp_path
     out = tmp_path / "out"
     ledger = run(loaded, out, Cache(tmp_path / "cache"), Progress(quiet=True), write_report)
     assert ledger.outcome == "published" and ledger.floor is None
-    assert [gate["gate"] for gate in ledger.gates] == ["metric_drop", "metric_drop"]
+    written = [one["file"] for record in ledger.records for one in record["subjects"] if one["file"]]
+    assert [(gate["gate"], gate["file"]) for gate in ledger.gates] == [("metric_drop", file) for file in written]
+    assert len(written) == 4
     teacher = ledger.records[0]["subjects"][0]
     assert teacher["metrics"]["validation"]["error"] < 0.45, "it learned: guessing the mean gives 0.44"
     assert "mean error" in (out / "report.html").read_text()
