@@ -105,8 +105,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: str | N
             _refuse_impossible_path(f"--{section if section == 'model' else key}", value)
         else:
             named = str(tables.get(section, {}).get(key, ""))
-            _refuse_unsafe(origin, f"{section}.{key}", named)
             _refuse_impossible_path(f"{origin}: {section}.{key}", named)
+            _refuse_unsafe(origin, f"{section}.{key}", named)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(tables["name"])):
         raise BadInput(f"{origin}: name: {_shown(tables['name'])} must be letters, digits, '.', '_' and '-', at most 100; it names a folder")
     stage_tables = tables.pop("stage", [])
