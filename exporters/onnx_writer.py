@@ -147,8 +147,7 @@ class OnnxSteps:
 
     def blanked(self, words: Tensor) -> Tensor:
         real = self._once("Unsqueeze", [self._once("Cast", ["attention_mask"], to=TensorProto.BOOL), self._integers(2)])
-        zero = self._constant("zero", np.float32(0)) if words.scale is None else self._table_zero()
-        return replace(words, name=self._node("Where", [real, words.name, zero]))
+        return Tensor(self._node("Where", [real, words.name, self._constant("zero", np.float32(0))]))
 
     def trigrams(self, words: Tensor) -> Tensor:
         padded = self._node("Pad", [words.name, self._constant("pads", np.array([0, 1, 0, 0, 1, 0]))])

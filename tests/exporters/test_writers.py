@@ -606,11 +606,8 @@ def test_a_table_in_8_bits_alone(kind, tmp_path):
     plan = QuantPlan(INT8).only("embeddings.words")
     for format_ in FORMATS:
         got = file_logits(write(folded, tmp_path / f"m.{format_}", plan), FEWER)
-        if format_ == "onnx":
-            rows = np.round(folded.words.rows / (np.abs(folded.words.rows).max() / 127)) * (np.abs(folded.words.rows).max() / 127)
-        else:
-            scales = np.abs(folded.words.rows).max(axis=1, keepdims=True) / 127
-            rows = np.round(folded.words.rows / np.where(scales > 0, scales, 1)) * scales
+        scales = np.abs(folded.words.rows).max(axis=1, keepdims=True) / 127
+        rows = np.round(folded.words.rows / np.where(scales > 0, scales, 1)) * scales
         rounded = replace(folded, words=replace(folded.words, rows=rows.astype(np.float32)))
         assert np.abs(got - numpy_logits(rounded, FEWER)).max() < 1e-3
     assert {item.domain for item in onnx.load(tmp_path / "m.onnx").opset_import} == {""}
@@ -624,7 +621,7 @@ def least_bytes(model: FoldedEncoder, precision: str, format_: str, buckets: lis
     per_weight = {FLOAT32: 4, INT8: 1, INT8_STATIC: 1, INT4: 0.5}[precision]
     total = model.words.rows.size * (4 if precision == FLOAT32 else 1)
     total += sum(buckets) * model.positions.rows.shape[1] * 4 if format_ == "tflite" else model.positions.rows.nbytes
-    if precision != FLOAT32 and format_ == "tflite":
+    if precision != FLOAT32:
         total += len(model.words.rows) * 4
     for linear in linears_by_name(model).values():
         total += linear.weight.size * per_weight + len(linear.weight) * 4
