@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.tasks.base import Row
 from pipeline.tasks.batches import IGNORED, EncodedTexts, from_id_lists
+from pipeline.tasks.files import label_of
 from runtimes.decode.words import CUT_OFF, first_tokens, joined_words
 from runtimes.errors import BadInput
 from runtimes.text import SPECIAL, Encoding
@@ -44,8 +45,7 @@ def tokens_and_tags(record: dict[str, Any], tokens_column: str, tags_column: str
     for tag in tags:
         if tag != OUTSIDE and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
             raise BadInput(f"{place}: tag {tag!r} is neither O nor B-TYPE nor I-TYPE; convert the tags to BIO")
-        if len(tag.splitlines()) > 1:
-            raise BadInput(f"{place}: tag {tag!r} has a line break")
+        label_of(tag, tags_column, place)
     for token in tokens:
         if len(token.split()) > 1:
             raise BadInput(f"{place}: {tokens_column}: token {token!r} has a blank; split it, with a tag for each part")

@@ -56,6 +56,7 @@ RIGHT = {
     ("text", "NUL"),
     ("text", "zero-width"),
     ("text_pair", "line break"),
+    ("tokens", "line break"),
     ("text_pair", "NUL"),
     ("text_pair", "zero-width"),
     ("label", "missing"),
@@ -302,9 +303,9 @@ def places() -> Iterator[Case]:
     run = list(RUN)
     for name, place, says in (
         ("no folder", "none", "no folder or file"),
-        ("a path of 5,000 characters", "x" * 5000, "task.data"),
+        ("a path of 5,000 characters", "x" * 5000, "--data"),
         ("an empty name", "", "task.data"),
-        ("NUL", "a\0b", "task.data"),
+        ("NUL", "a\0b", "--data"),
         ("a device", "/dev/null", "/dev/null"),
         ("built in but unknown", "builtin:x", "builtin:commands"),
         ("half a surrogate", "\udc80", "task.data"),
