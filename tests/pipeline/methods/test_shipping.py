@@ -187,4 +187,4 @@ def test_loss_that_is_no_number_stops_and_names_the_step(run_stages):
     from runtimes.errors import GateFailed
 
     with pytest.raises(GateFailed, match=r"prune-magnitude: the loss became (nan|inf) at step \d+"):
-        run_stages('use = "prune-magnitude"\nsparsity = 0.5\nheal.learning_rate = 1e30\nheal.epochs = 4\nheal.batch_size = 8')
+        run_stages('use = "prune-magnitude"\nsparsity = 0.5\nheal.temperature = 1e-38\nheal.epochs = 4\nheal.batch_size = 8')
