@@ -49,7 +49,7 @@ lint: $(STAMP)
 
 # Two processes with one thread each: OpenMP threads of two tests at once wait for each other most of the time.
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 25
 
 test-boards: $(STAMP)
 	$(BIN)/python -m pytest tests/boards

@@ -82,4 +82,4 @@ def test_files_that_cannot_be_judged_are_refused(published, tmp_path):
     refused(checked(tmp_path, model, folder), 2, "no .onnx or .tflite file")
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     done = checked(tmp_path / "model.onnx", model, folder)
-    assert done.returncode == 3 and "cannot read it" in done.stderr, done.stderr
+    assert done.returncode == 3 and "damaged or cut off" in done.stderr, done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
@@ -191,6 +192,8 @@ def test_a_recipe_needs_no_finetune_where_the_source_has_the_head(tiny_data, che
 
 def test_answers_that_drift_are_refused_though_every_decision_stays(checkpoint, cache, tmp_path):
     model = checkpoint("BertForSequenceClassification", id2label=NAMES)
+    state = load_file(model / "model.safetensors")
+    save_file(state | {"classifier.weight": 30 * state["classifier.weight"]}, model / "model.safetensors", {"format": "pt"})
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
     options = ("--texts", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "out"), "--cache", str(cache), *QUICK, "--metric-drop", "100")
     done = pocketbert("convert", str(model), *options, "--set", "budget.divergence=1e-9")
